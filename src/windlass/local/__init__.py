@@ -1,0 +1,1 @@
+"""AWS on this machine. Nothing that is deployed imports from here."""

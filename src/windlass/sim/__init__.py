@@ -1,0 +1,1 @@
+"""The simulator: one seed, one virtual clock, every fault by name."""
