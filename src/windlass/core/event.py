@@ -1,0 +1,93 @@
+"""Lambda's event for a Kinesis stream, read into columns.
+
+The shape is the one of the Lambda developer guide ("Using Lambda to process records from Amazon Kinesis Data
+Streams" and "Configuring Kinesis Data Streams windows"): `Records`, and with tumbling windows also `window`, `state`,
+`shardId`, `isFinalInvokeForWindow` and `isWindowTerminatedEarly`. An event of any other shape is not data but a wrong
+set-up, so it raises: the call fails, and Lambda keeps the batch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from windlass.core.aggregate import is_aggregate
+from windlass.core.window import Window
+
+
+class MalformedEvent(ValueError):
+    """The event is not one that Lambda sends for this pipeline. The message says what was found."""
+
+
+class Call(msgspec.Struct):
+    """One invocation: the Kinesis records of one shard as columns of equal length, and what Lambda says of them."""
+
+    shard: str
+    stream_arn: str
+    sequences: list[str]
+    arrivals_s: list[float]
+    payloads: list[bytes]
+    window: Window | None = None
+    state: Any = None
+    final: bool = False
+    early: bool = False
+
+    def has_aggregates(self) -> bool:
+        """Whether any record claims to be a KPL aggregate, so that the shard's hash range is worth knowing."""
+        return any(map(is_aggregate, self.payloads))
+
+
+_Payloads = list[bytes]
+
+
+def read_event(event: Mapping[str, Any]) -> Call:
+    """The columns of a Lambda event. Raises MalformedEvent."""
+    try:
+        records = event["Records"]
+        kinesis = [record["kinesis"] for record in records]
+        sequences = [record["sequenceNumber"] for record in kinesis]
+        arrivals_s = [record["approximateArrivalTimestamp"] for record in kinesis]
+        texts = [record["data"] for record in kinesis]
+    except (KeyError, TypeError, IndexError) as error:
+        raise MalformedEvent(_what_is_missing(event, error)) from None
+    try:
+        payloads = msgspec.convert(texts, _Payloads)
+    except msgspec.ValidationError as error:
+        msg = f"a record's data is base64 text; {error}"
+        raise MalformedEvent(msg) from None
+    call = Call("", "", sequences, arrivals_s, payloads)
+    if "window" in event:
+        _read_window(event, call)
+    elif records:
+        call.shard = str(records[0].get("eventID", "")).partition(":")[0]
+        call.stream_arn = str(records[0].get("eventSourceARN", ""))
+    if records and not call.shard:
+        msg = "the event does not say which shard it is from: neither shardId nor an eventID like shardId-0…:4959…"
+        raise MalformedEvent(msg)
+    return call
+
+
+def _read_window(event: Mapping[str, Any], call: Call) -> None:
+    window = event["window"]
+    try:
+        call.window = Window.parse(window["start"], window["end"])
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"the event's window is not one: {window!r:.200} ({error})"
+        raise MalformedEvent(msg) from None
+    for name in ("shardId", "isFinalInvokeForWindow", "isWindowTerminatedEarly"):
+        if name not in event:
+            msg = f"an event with a window has {name}; found only {sorted(event)}"
+            raise MalformedEvent(msg)
+    call.shard = event["shardId"]
+    call.stream_arn = event.get("eventSourceARN", "")
+    call.state = event.get("state")
+    call.final = bool(event["isFinalInvokeForWindow"])
+    call.early = bool(event["isWindowTerminatedEarly"])
+
+
+def _what_is_missing(event: Any, error: Exception) -> str:
+    if not isinstance(event, Mapping):
+        return f"an event is an object with Records; found {type(event).__name__}"
+    if "Records" not in event:
+        return f"the event has no Records; found {sorted(event)[:10]}. Is the trigger a Kinesis event source mapping?"
+    return f"a record of the event is not a Kinesis record: {type(error).__name__} {error}"

@@ -1,0 +1,351 @@
+"""A declaration compiled, and one call of Lambda run through it: values in, values out.
+
+    Call → user records → typed records | Rejected → segments | items → what the call answers
+
+The two plans differ in their last step only. Nothing here writes; the handler does, in the order that the
+answers ask for.
+"""
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Literal
+
+import msgspec
+
+from windlass.core.aggregate import HashRange
+from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_late
+from windlass.core.event import Call, MalformedEvent
+from windlass.core.fold import STATE_BYTES_MAX, Folder, KeyPart, Segment
+from windlass.core.rejected import Reason, Rejected
+from windlass.core.schema import DeclarationError, Fault, Field, Record, Schema, fields_of
+from windlass.core.totals import Count, Mean, Sum, Total, columns_of
+
+Aggregates = Literal["keep_insiders", "keep_all"]
+
+KEY_LENGTH_MAX = 512
+"""Characters of a text key: 2,048 bytes, DynamoDB's limit for a partition key, at four bytes a character."""
+
+WINDOW_SECONDS_MAX = 900  # "Configuring Kinesis Data Streams windows": tumbling windows of up to 15 minutes
+_RESERVED = ("windowStart", "windowEnd", "version")
+
+
+class Counts(msgspec.Struct):
+    """Where the user records of a call went: received = clean + rejected + late + duplicates."""
+
+    received: int = 0
+    clean: int = 0
+    late: int = 0
+    duplicates: int = 0
+    rejected: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, batch: Batch, clean: int) -> "Counts":
+        """The counts of a batch that has been through every step."""
+        rejected: dict[str, int] = {}
+        for record in batch.rejected:
+            rejected[record.reason.value] = rejected.get(record.reason.value, 0) + 1
+        late = rejected.pop(Reason.LATE.value, 0)
+        counts = cls(batch.received, clean, late, batch.duplicates, rejected)
+        assert counts.received == clean + late + sum(rejected.values()) + counts.duplicates, counts
+        return counts
+
+
+class Step(msgspec.Struct):
+    """What one windowed call comes to: segments to flush now, and the segment that stays open as state."""
+
+    flush: list[Segment]
+    open: Segment
+    rejected: list[Rejected]
+    counts: Counts
+
+
+class WindowsPlan(msgspec.Struct, frozen=True):
+    """A `Windows` declaration, compiled."""
+
+    name: str
+    fields: tuple[Field, ...]
+    schema: Schema
+    folder: Folder
+    every_s: int
+
+    def run(self, call: Call, within: HashRange | None) -> Step:
+        """One call. Raises MalformedEvent or UnknownState; never because of a record's bytes."""
+        window = self._window(call)
+        segment = self.folder.decode(call.state)
+        flush = []
+        if segment.columns is not self.folder.columns:
+            # Written by a declaration with other totals, deployed before this one: settle it as it is.
+            flush.append(segment)
+            segment, through = self.folder.empty(), segment.through
+        else:
+            through = segment.through
+        batch = batch_of(call, within)
+        drop_late(batch, window.start_ms / 1000, window.end_ms / 1000)
+        drop_duplicates(batch, through)
+        records = read_clean(self.schema, batch)
+        closed, segment = self.folder.fold(segment, records, batch.position_at)
+        flush += closed
+        if (call.final or call.early) and segment.rows:
+            flush.append(segment)
+            segment = self.folder.empty()
+        return Step(flush, segment, batch.rejected, Counts.of(batch, len(records)))
+
+    def _window(self, call: Call) -> Any:
+        if call.window is None:
+            msg = (
+                "the event has no window: set TumblingWindowInSeconds="
+                f"{self.every_s} on the event source mapping, as {self.name} declares windows"
+            )
+            raise MalformedEvent(msg)
+        seconds = (call.window.end_ms - call.window.start_ms) // 1000
+        if seconds != self.every_s:
+            msg = (
+                f"the event's window is {seconds} s long, {self.name} declares {self.every_s} s: "
+                "make the mapping's TumblingWindowInSeconds and the declaration equal"
+            )
+            raise MalformedEvent(msg)
+        return call.window
+
+
+class ItemStep(msgspec.Struct):
+    """What one call of a `Records` pipeline comes to: items in stream order, and where each came from."""
+
+    items: list[dict[str, Any]]
+    sequences: list[str]
+    rejected: list[Rejected]
+    counts: Counts
+
+
+class RecordsPlan(msgspec.Struct, frozen=True):
+    """A `Records` declaration, compiled."""
+
+    name: str
+    fields: tuple[Field, ...]
+    schema: Schema
+    key: tuple[KeyPart, ...]  # empty: the position is the key
+
+    def run(self, call: Call, within: HashRange | None) -> ItemStep:
+        """One call. Raises MalformedEvent; never because of a record's bytes."""
+        batch = batch_of(call, within)
+        records = read_clean(self.schema, batch)
+        items = [self._item(record, batch, index) for index, record in enumerate(records)]
+        large = [index for index, item in enumerate(items) if item_bytes_bound(item) > ITEM_BYTES_MAX]
+        if large:
+            for index in large:
+                batch.reject(index, Reason.TOO_LARGE, f"about {item_bytes_bound(items[index])} bytes as an item")
+            stay = sorted(set(range(len(items))) - set(large))
+            batch.keep(stay)
+            items = [items[index] for index in stay]
+        return ItemStep(items, batch.sequences, batch.rejected, Counts.of(batch, len(items)))
+
+    def _item(self, record: Any, batch: Batch, index: int) -> dict[str, Any]:
+        item = _plain(record)
+        if not self.key:
+            item |= {"shard": batch.shard, "position": batch.position_at(index)}
+        for part in self.key:
+            item[part.name] = attrgetter(part.name)(record)
+        return item
+
+    @property
+    def key_attributes(self) -> tuple[str, ...]:
+        """The table's key attributes: partition key, and sort key where there is one."""
+        return tuple(part.name for part in self.key) or ("shard", "position")
+
+
+ITEM_BYTES_MAX = 400 * 1024  # "Quotas in Amazon DynamoDB": item size
+
+
+def item_bytes_bound(item: Mapping[str, Any]) -> int:
+    """An upper bound of an item's size as DynamoDB counts it: names and values in UTF-8, 21 bytes a number."""
+    total = 0
+    for name, value in item.items():
+        total += len(name.encode()) + 4
+        if isinstance(value, str):
+            total += len(value.encode())
+        elif isinstance(value, Mapping):
+            total += item_bytes_bound(value)
+        else:
+            total += 22
+    return total
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    item = msgspec.structs.asdict(record)
+    return {
+        name: _plain(value) if isinstance(value, msgspec.Struct) else value
+        for name, value in item.items()
+        if value is not None
+    }
+
+
+def read_clean(schema: Schema, batch: Batch) -> list[Any]:
+    """The records of a batch that fit the schema; the others are rejected and taken out of it."""
+    records = schema.read(batch.payloads)
+    stay = [index for index, record in enumerate(records) if type(record) is not Fault]
+    if len(stay) == len(records):
+        return records
+    for index, record in enumerate(records):
+        if type(record) is Fault:
+            batch.reject(index, record.reason, record.detail[:300])
+    batch.keep(stay)
+    return [records[index] for index in stay]
+
+
+# ── compiling a declaration ─────────────────────────────────────────────────────────────────────────────────
+
+
+def compile_windows(
+    record: type[Record],
+    *,
+    key: str | Sequence[str],
+    every_s: float,
+    totals: Mapping[str, Total],
+    coerce: bool = False,
+    state_bytes_max: int = STATE_BYTES_MAX,
+) -> WindowsPlan:
+    """Raises DeclarationError with what to do when the declaration cannot work."""
+    fields = {field.attribute: field for field in fields_of(record)}
+    seconds = _whole_seconds(every_s)
+    parts = _key_parts(record, fields, [key] if isinstance(key, str) else list(key))
+    _check_totals(record, fields, parts, totals)
+    for part in parts:
+        _limit_key(fields, part, len(parts))
+    for total in totals.values():
+        _mark_exact(fields, total)
+    columns = tuple(column for name, total in totals.items() for column in _columns(fields, name, total))
+    folder = Folder(parts, attrgetter(*(part.name for part in parts)), columns, state_bytes_max)
+    schema = Schema(record.__name__, tuple(fields.values()), coerce=coerce)
+    return WindowsPlan(record.__name__, tuple(fields.values()), schema, folder, seconds)
+
+
+def compile_records(record: type[Record], *, key: str | Sequence[str] | None, coerce: bool = False) -> RecordsPlan:
+    """Raises DeclarationError with what to do when the declaration cannot work."""
+    fields = {field.attribute: field for field in fields_of(record)}
+    names = [] if key is None else [key] if isinstance(key, str) else list(key)
+    if len(names) > 2:
+        msg = f"a table has a partition key and at most one sort key; found {len(names)} key fields {names}"
+        raise DeclarationError(msg)
+    parts = _key_parts(record, fields, names) if names else ()
+    for part in parts:
+        _limit_key(fields, part, len(parts))
+    if not parts and {"shard", "position"} & fields.keys():
+        msg = f"{record.__name__} declares a field named shard or position, which the key by position uses: rename it"
+        raise DeclarationError(msg)
+    for name, field in fields.items():
+        if field.type in ("float", "decimal"):
+            fields[name] = msgspec.structs.replace(field, stored=True)
+    schema = Schema(record.__name__, tuple(fields.values()), coerce=coerce)
+    return RecordsPlan(record.__name__, tuple(fields.values()), schema, parts)
+
+
+def _whole_seconds(every_s: float) -> int:
+    if every_s != int(every_s) or not 1 <= every_s <= WINDOW_SECONDS_MAX:
+        msg = (
+            f"a window is 1 to {WINDOW_SECONDS_MAX} whole seconds, as Lambda's tumbling windows are; "
+            f"found {every_s:g} s. For longer ones, sum the stored windows when reading"
+        )
+        raise DeclarationError(msg)
+    return int(every_s)
+
+
+def _key_parts(record: type[Record], fields: dict[str, Field], names: list[str]) -> tuple[KeyPart, ...]:
+    if not names:
+        msg = "a pipeline has a key: the name of a field, or of several"
+        raise DeclarationError(msg)
+    if len(set(names)) != len(names):
+        msg = f"a key names each field once; found {names}"
+        raise DeclarationError(msg)
+    return tuple(_key_part(_field(record, fields, name, "key"), name) for name in names)
+
+
+def _key_part(field: Field, name: str) -> KeyPart:
+    kind = field.type if field.type in ("int", "decimal", "str") else None
+    if field.choices:
+        types = {type(choice) for choice in field.choices}
+        kind = "str" if types == {str} else "int" if types == {int} else None
+    if kind is None:
+        msg = f"key field {name} is a {field.type}: a key is made of int, Decimal or str fields, as DynamoDB's keys are"
+        raise DeclarationError(msg)
+    if field.nullable or not field.required:
+        msg = (
+            f"key field {name} may be absent: every record needs its key; declare it without a default and without None"
+        )
+        raise DeclarationError(msg)
+    return KeyPart(name, kind)
+
+
+def _field(record: type[Record], fields: dict[str, Field], name: str, role: str) -> Field:
+    field = fields.get(name)
+    if field is None:
+        msg = f"{role} names {name!r}, which {record.__name__} does not declare; it declares {', '.join(fields)}"
+        raise DeclarationError(msg)
+    return field
+
+
+def _check_totals(
+    record: type[Record], fields: dict[str, Field], parts: tuple[KeyPart, ...], totals: Mapping[str, Total]
+) -> None:
+    if not totals:
+        msg = 'a Windows pipeline has totals, like {"trips": Count()}'
+        raise DeclarationError(msg)
+    taken = {part.name: "the key" for part in parts} | dict.fromkeys(_RESERVED, "Windlass")
+    taken["#".join(part.name for part in parts)] = "the key"
+    for name, total in totals.items():
+        if not isinstance(total, Total):
+            msg = f"total {name!r} is {total!r}: use Count(), Sum, Mean, Min or Max"
+            raise DeclarationError(msg)
+        if not name or name in taken or name.startswith("applied#"):
+            msg = f"total {name!r} is named like an attribute of {taken.get(name, 'Windlass')}: give it another name"
+            raise DeclarationError(msg)
+        _check_total(record, fields, name, total)
+        for column in _columns(fields, name, total):
+            if column.attribute in taken:
+                msg = (
+                    f"totals {taken[column.attribute]} and {name!r} are both stored as {column.attribute!r}: rename one"
+                )
+                raise DeclarationError(msg)
+            taken[column.attribute] = repr(name)
+
+
+def _check_total(record: type[Record], fields: dict[str, Field], name: str, total: Total) -> None:
+    if isinstance(total, Count):
+        return
+    kind = type(total).__name__
+    field = _field(record, fields, total.field, f"total {name!r}")
+    if field.type not in ("int", "float", "decimal"):
+        msg = f"total {name!r} is {kind}({total.field!r}), but {total.field} is a {field.type}: {kind} needs a number"
+        raise DeclarationError(msg)
+    if isinstance(total, Sum | Mean) and not 0 <= total.decimals <= 28:
+        msg = f"total {name!r} keeps {total.decimals} decimals: 0 to 28 fit DynamoDB's 38 digits with room to sum"
+        raise DeclarationError(msg)
+
+
+def _columns(fields: dict[str, Field], name: str, total: Total) -> Any:
+    if isinstance(total, Count):
+        return columns_of(name, total, "", whole=True, nullable=False)
+    field = fields[total.field]
+    absent = field.nullable or (not field.required and field.default is None)
+    return columns_of(name, total, field.attribute, whole=field.type == "int", nullable=absent)
+
+
+def _limit_key(fields: dict[str, Field], part: KeyPart, parts: int) -> None:
+    """DynamoDB refuses empty and long text keys, so such records are out of range from the start."""
+    field = fields[part.name]
+    if field.type == "str":
+        longest = KEY_LENGTH_MAX if parts == 1 else KEY_LENGTH_MAX // (2 * parts)  # escapes may double a part
+        fields[part.name] = msgspec.structs.replace(
+            field,
+            min_length=max(1, field.min_length or 0),
+            max_length=min(longest, longest if field.max_length is None else field.max_length),
+        )
+
+
+def _mark_exact(fields: dict[str, Field], total: Total) -> None:
+    if isinstance(total, Count) or fields[total.field].type == "int":
+        return
+    field = fields[total.field]
+    if isinstance(total, Sum | Mean):
+        decimals = min(total.decimals, total.decimals if field.decimals is None else field.decimals)
+        fields[total.field] = msgspec.structs.replace(field, decimals=decimals)
+    else:
+        fields[total.field] = msgspec.structs.replace(field, stored=True)

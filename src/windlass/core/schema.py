@@ -1,0 +1,447 @@
+"""A record declared as a class, compiled into a decoder: JSON, types and ranges in one pass of msgspec.
+
+Rules of this file:
+- What is declared is checked, whole; what is not declared is ignored, but must be JSON.
+- The types are few, and each has one meaning that a reader in any language can repeat:
+    int      a JSON number without fraction or exponent, within signed 64 bits
+    float    a JSON number; its value is the decimal that its shortest text says, below 1E+126
+    Decimal  a JSON number, taken digit by digit: at most 38 digits, as DynamoDB holds them
+    bool, str, Literal of strings or whole numbers, nested Record, and `| None` on each of them
+- With coerce, a string which without surrounding spaces and tabs is a JSON number is that number.
+- Decoding answers a record or a `Fault`. It never raises because of bytes.
+- The struct that msgspec decodes into is built here, not the declared class: that leaves room for what one
+  pass cannot do (`_finish`), which costs nothing for records that need none of it.
+"""
+
+import json
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, Inexact, InvalidOperation
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from windlass.core.rejected import Reason
+from windlass.core.totals import DIGITS_MAX, EXACT, HEADROOM_DIGITS
+
+INT_LOW, INT_HIGH = -(2**63), 2**63 - 1
+# DynamoDB's number range, "Supported data types and naming rules in Amazon DynamoDB".
+MAGNITUDE_LOW, MAGNITUDE_END = Decimal("1E-130"), Decimal("1E+126")
+_FLOAT_HIGH = 9.999999999999999e125
+
+
+class DeclarationError(TypeError):
+    """A declaration that cannot work, found when it is made. The message says what to do."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of your record types: `class Trip(Record): vendorId: int`.
+
+    Field names are the JSON member names; `field(name="vendor_id")` renames one. Members that are not declared
+    are ignored. The types that can be declared are listed at the top of this file.
+    """
+
+
+class Range(msgspec.Struct, frozen=True):
+    """`Annotated[int, Range(0, 9)]`: both ends included; None leaves an end open. For int, float and Decimal."""
+
+    low: Any = None
+    high: Any = None
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            msg = "Range() without bounds says nothing: give a low, a high, or both"
+            raise DeclarationError(msg)
+        if self.low is not None and self.high is not None and self.low > self.high:
+            msg = f"Range({self.low}, {self.high}) is empty: the low bound comes first"
+            raise DeclarationError(msg)
+
+
+class Length(msgspec.Struct, frozen=True):
+    """`Annotated[str, Length(1, 36)]`: the number of characters, both ends included."""
+
+    low: int = 0
+    high: int | None = None
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One declared field, flat: nested records are paths."""
+
+    path: tuple[str, ...]  # JSON member names from the root
+    attribute: str  # dotted Python names from the root
+    type: str  # int, float, decimal, str, bool, choice, object
+    nullable: bool
+    required: bool
+    default: Any = None
+    low: Any = None
+    high: Any = None
+    min_length: int | None = None
+    max_length: int | None = None
+    choices: tuple[Any, ...] | None = None
+    decimals: int | None = None  # the field is summed: decimals it may have
+    stored: bool = False  # the field's value reaches DynamoDB as it is
+
+    @property
+    def name(self) -> str:
+        """The path as it is written in declarations and messages."""
+        return ".".join(self.path)
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why bytes are not a record."""
+
+    reason: Reason
+    detail: str
+
+
+# ── reading a declaration ───────────────────────────────────────────────────────────────────────────────────
+
+
+def fields_of(record: type[Record]) -> list[Field]:
+    """Every field of a record type, nested ones after their parent. Raises DeclarationError."""
+    if not (isinstance(record, type) and issubclass(record, Record)):
+        msg = f"a pipeline's record is a class derived from windlass.Record; found {record!r}"
+        raise DeclarationError(msg)
+    fields = list(_walk(record, (), ""))
+    if not fields:
+        msg = f"{record.__name__} declares no field: nothing could be keyed or summed"
+        raise DeclarationError(msg)
+    return fields
+
+
+_TYPES: dict[Any, str] = {int: "int", float: "float", Decimal: "decimal", str: "str", bool: "bool"}
+_NUMBERS = ("int", "float", "decimal")
+
+
+def _walk(record: type[Record], path: tuple[str, ...], prefix: str) -> Iterator[Field]:
+    hints = get_type_hints(record, include_extras=True)
+    for info in msgspec.structs.fields(record):
+        where = f"{record.__name__}.{info.name}"
+        base, notes, nullable = _unwrap(hints[info.name], where)
+        required = info.default is msgspec.NODEFAULT and info.default_factory is msgspec.NODEFAULT
+        field = Field(
+            path=(*path, info.encode_name),
+            attribute=prefix + info.name,
+            type=_type_name(base, where),
+            nullable=nullable,
+            required=required,
+            default=None if info.default is msgspec.NODEFAULT else info.default,
+            choices=get_args(base) if get_origin(base) is Literal else None,
+        )
+        yield _constrain(field, notes, where)
+        if field.type == "object":
+            if nullable or not required:
+                msg = f"{where}: a nested record must be there; make the fields inside it optional instead"
+                raise DeclarationError(msg)
+            yield from _walk(base, field.path, field.attribute + ".")
+
+
+def _unwrap(annotation: Any, where: str) -> tuple[Any, list[Any], bool]:
+    notes: list[Any] = []
+    nullable = False
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            notes += more
+        elif get_origin(annotation) in (Union, types.UnionType):
+            options = [option for option in get_args(annotation) if option is not type(None)]
+            if len(options) != 1:
+                msg = f"{where}: one type, or one type `| None`; found {annotation}"
+                raise DeclarationError(msg)
+            nullable = True
+            annotation = options[0]
+        else:
+            return annotation, notes, nullable
+
+
+def _type_name(base: Any, where: str) -> str:
+    if base in _TYPES:
+        return _TYPES[base]
+    if get_origin(base) is Literal and all(type(choice) in (str, int) for choice in get_args(base)):
+        return "choice"
+    if isinstance(base, type) and issubclass(base, Record):
+        return "object"
+    msg = (
+        f"{where}: {base!r} is not a type that a record can declare. Use int, float, Decimal, str, bool, Literal "
+        "or a nested Record, or leave the field out: members that are not declared are ignored"
+    )
+    raise DeclarationError(msg)
+
+
+def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
+    for note in notes:
+        if isinstance(note, Range):
+            if field.type not in _NUMBERS:
+                msg = f"{where}: Range is for numbers; this field is a {field.type}"
+                raise DeclarationError(msg)
+            field = msgspec.structs.replace(field, low=note.low, high=note.high)
+        elif isinstance(note, Length):
+            if field.type != "str":
+                msg = f"{where}: Length is for strings; this field is a {field.type}"
+                raise DeclarationError(msg)
+            field = msgspec.structs.replace(field, min_length=note.low or None, max_length=note.high)
+        else:
+            msg = f"{where}: {note!r} is not a constraint Windlass knows: use Range or Length"
+            raise DeclarationError(msg)
+    return field
+
+
+# ── compiling it ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Schema:
+    """Bytes in, records or faults out. The records are structs with the declared fields as attributes."""
+
+    def __init__(self, name: str, fields: Sequence[Field], *, coerce: bool) -> None:
+        self._decode = msgspec.json.Decoder(_struct(name, fields, (), coerce=coerce)).decode
+        steps = [_finisher(field, coerce=coerce) for field in fields]
+        self._finish = [step for step in steps if step is not None]
+
+    def read(self, payloads: Sequence[bytes]) -> list[Any]:
+        """For each payload, in order, a record or a `Fault`."""
+        if not all(map(bytes.isascii, payloads)) and not _all_utf8(payloads):
+            return [self._read_one(payload) for payload in payloads]
+        # One C loop over clean records. An exception takes one record out of it, and the same iterator goes on.
+        records: list[Any] = []
+        decoded = map(self._decode, payloads)
+        while True:
+            try:
+                records.extend(decoded)
+                break
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                records.append(_fault(error))
+        if self._finish:
+            self._finish_all(records)
+        return records
+
+    def _read_one(self, payload: bytes) -> Any:
+        if not _all_utf8([payload]):
+            return Fault(Reason.NOT_UTF8, _utf8_detail(payload))
+        try:
+            records = [self._decode(payload)]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return _fault(error)
+        self._finish_all(records)
+        return records[0]
+
+    def _finish_all(self, records: list[Any]) -> None:
+        for index, record in enumerate(records):
+            if type(record) is Fault:
+                continue
+            for step in self._finish:
+                fault = step(record)
+                if fault is not None:
+                    records[index] = fault
+                    break
+
+
+def _all_utf8(payloads: Sequence[bytes]) -> bool:
+    try:
+        for payload in payloads:
+            if not payload.isascii():
+                payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _utf8_detail(payload: bytes) -> str:
+    try:
+        payload.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start}: {error.reason}"
+    raise AssertionError(payload)
+
+
+def _fault(error: Exception) -> Fault:
+    """Msgspec says in its message what is wrong; the reasons are read from its first words."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return Fault(Reason.NOT_JSON, "nested too deeply")
+    if not isinstance(error, msgspec.ValidationError):
+        return Fault(Reason.NOT_JSON, text)
+    if text.startswith("Expected `object`") and " - at" not in text:
+        return Fault(Reason.NOT_AN_OBJECT, text)
+    for words, reason in _FAULT_WORDS:
+        if words.search(text):
+            return Fault(reason, text)
+    return Fault(Reason.WRONG_TYPE, text)
+
+
+_FAULT_WORDS = [
+    (re.compile(r"^Object missing required field"), Reason.MISSING_FIELD),
+    (
+        re.compile(r"^Expected `\w+(\|\w+)*` [<>]=|of length [<>]=|out of range|^Invalid enum value"),
+        Reason.OUT_OF_RANGE,
+    ),
+]
+
+
+def _struct(name: str, fields: Sequence[Field], parent: tuple[str, ...], *, coerce: bool) -> type[Any]:
+    members: list[Any] = []
+    for field in fields:
+        if field.path[:-1] != parent:
+            continue
+        python_name = field.attribute.rpartition(".")[2]
+        wire: Any = (
+            _struct(python_name, fields, field.path, coerce=coerce)
+            if field.type == "object"
+            else _wire_type(field, coerce=coerce)
+        )
+        default = {} if field.required else {"default": field.default}
+        members.append((python_name, wire, msgspec.field(name=field.path[-1], **default)))
+    return msgspec.defstruct(name, members, kw_only=True, gc=False)
+
+
+def _wire_type(field: Field, *, coerce: bool) -> Any:
+    if field.type == "decimal":
+        return msgspec.Raw  # takes null too; `_finisher` reads it
+    wire: Any
+    if field.type == "int":
+        low = max(INT_LOW, INT_LOW if field.low is None else field.low)
+        high = min(INT_HIGH, INT_HIGH if field.high is None else field.high)
+        wire = Annotated[int, msgspec.Meta(ge=low, le=high)]
+    elif field.type == "float":
+        low = -_FLOAT_HIGH if field.low is None else float(field.low)
+        high = _FLOAT_HIGH if field.high is None else float(field.high)
+        wire = Annotated[float, msgspec.Meta(ge=low, le=high)]
+    elif field.type == "str":
+        wire = Annotated[str, msgspec.Meta(min_length=field.min_length, max_length=field.max_length)]
+    elif field.type == "choice":
+        assert field.choices
+        wire = Literal[field.choices]
+    else:
+        wire = bool
+    if coerce and field.type in _NUMBERS:
+        wire = wire | str
+    return wire | None if field.nullable else wire
+
+
+# ── what one pass cannot do ─────────────────────────────────────────────────────────────────────────────────
+
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_JSON_INT = re.compile(r"-?(0|[1-9][0-9]*)")
+Step = Callable[[Any], Fault | None]
+
+
+def _finisher(field: Field, *, coerce: bool) -> Step | None:
+    """Turns the field's decoded value into its final one in place, or answers why it cannot be."""
+    exact = field.type == "decimal" or (field.type == "float" and (field.decimals is not None or field.stored))
+    if not (exact or (coerce and field.type in _NUMBERS)):
+        return None
+    parent, _, name = field.attribute.rpartition(".")
+    owner = attrgetter(parent) if parent else _itself
+    final = _final_value(field, coerce=coerce, exact=exact)
+
+    def finish(record: Any) -> Fault | None:
+        struct = owner(record)
+        value = getattr(struct, name)
+        if value is None:
+            return None
+        value = final(value)
+        if type(value) is Fault:
+            return value
+        setattr(struct, name, value)
+        return None
+
+    return finish
+
+
+def _itself(record: Any) -> Any:
+    return record
+
+
+def _final_value(field: Field, *, coerce: bool, exact: bool) -> Callable[[Any], Any]:
+    def final(value: Any) -> Any:
+        if type(value) is msgspec.Raw:
+            value = _raw_number(bytes(value), field, coerce=coerce)
+        elif type(value) is str:
+            value = _number_in_text(value, field)
+        if value is None or type(value) is Fault:
+            return value
+        if exact:
+            return _exact(value, field)
+        return value
+
+    return final
+
+
+def _raw_number(raw: bytes, field: Field, *, coerce: bool) -> Any:
+    text = raw.decode()
+    if text == "null" and field.nullable:
+        return None
+    if text[:1] == '"' and coerce:
+        return _number_in_text(json.loads(text), field)
+    if not _JSON_NUMBER.fullmatch(text):
+        return Fault(Reason.WRONG_TYPE, f"Expected a number, got `{text[:40]}` - at `{_at(field)}`")
+    return _decimal(text, field)
+
+
+def _number_in_text(text: str, field: Field) -> Any:
+    trimmed = text.strip(" \t")
+    pattern = _JSON_INT if field.type == "int" else _JSON_NUMBER
+    if not pattern.fullmatch(trimmed):
+        return Fault(
+            Reason.WRONG_TYPE,
+            f"Expected a number of type {field.type}, got the text {text[:40]!r} - at `{_at(field)}`",
+        )
+    if field.type == "decimal":
+        return _decimal(trimmed, field)
+    if field.type == "int":
+        # Longer texts are out of any range; Python itself refuses to convert very long ones.
+        value: int | float = int(trimmed) if len(trimmed) < 40 else (INT_LOW - 1 if trimmed[0] == "-" else INT_HIGH + 1)
+        low, high = (
+            (INT_LOW if field.low is None else field.low),
+            (INT_HIGH if field.high is None else field.high),
+        )
+        inside = max(low, INT_LOW) <= value <= min(high, INT_HIGH)
+    else:
+        value = float(trimmed)
+        low, high = (
+            (-_FLOAT_HIGH if field.low is None else field.low),
+            (_FLOAT_HIGH if field.high is None else field.high),
+        )
+        inside = float(low) <= value <= float(high)
+    return value if inside else _out_of_range(trimmed, field, "")
+
+
+def _decimal(text: str, field: Field) -> Any:
+    try:
+        value = Decimal(text)
+    except InvalidOperation:  # an exponent beyond what Decimal itself can hold
+        return _out_of_range(text, field, "")
+    if (field.low is not None and value < field.low) or (field.high is not None and value > field.high):
+        return _out_of_range(text, field, "")
+    return value
+
+
+def _exact(value: Any, field: Field) -> Any:
+    """As a Decimal that DynamoDB holds, and that sums exactly where it is summed."""
+    number = value if type(value) is Decimal else Decimal(repr(value))
+    if not number:
+        return Decimal(0)
+    try:
+        number = EXACT.normalize(number)
+    except (Inexact, InvalidOperation):
+        number = MAGNITUDE_END
+    if not MAGNITUDE_LOW <= abs(number) < MAGNITUDE_END:
+        return _out_of_range(str(value), field, "; DynamoDB holds 38 digits between 1E-130 and 1E+126")
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int)
+    if field.decimals is not None:
+        whole_digits = DIGITS_MAX - HEADROOM_DIGITS - field.decimals
+        if -exponent > field.decimals or abs(number) >= Decimal(10) ** whole_digits:
+            room = f"; what is summed has at most {field.decimals} decimals and {whole_digits} digits before them"
+            return _out_of_range(str(value), field, room)
+    return number
+
+
+def _out_of_range(text: str, field: Field, room: str) -> Fault:
+    bounds = "" if field.low is None and field.high is None else f" (declared {field.low} to {field.high})"
+    return Fault(Reason.OUT_OF_RANGE, f"{text[:60]} is out of range{bounds}{room} - at `{_at(field)}`")
+
+
+def _at(field: Field) -> str:
+    return "$." + field.name
