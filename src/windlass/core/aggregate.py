@@ -69,6 +69,8 @@ def deaggregate(data: bytes, within: HashRange | None = None) -> "UserRecords | 
         message = _AggregatedRecord.FromString(body)
     except DecodeError as error:
         return CorruptAggregate(f"the protobuf message is broken: {error}")
+    if not message.IsInitialized():
+        return CorruptAggregate("the protobuf message is broken: a record lacks its key index or its data")
     records = message.records
     if not 0 < len(records) <= SUB_MAX + 1:
         return CorruptAggregate(f"it holds {len(records)} user records; 1 to {SUB_MAX + 1} are possible")

@@ -1,0 +1,69 @@
+"""The hash ranges of shards, which tell whether a record of a KPL aggregate belongs where it is.
+
+The KPL aggregates by the shard that it predicts. After a reshard it predicts wrongly for a while, sees where its
+records went, and sends the outsiders again (amazon-kinesis-producer, since 0.15.11). So the insiders of such a carrier
+count where they are, and the outsiders count where they are sent again. A shard without a parent is as old as the
+stream: no map of the KPL can be older, so nothing in it needs the check.
+"""
+
+from typing import Any, Protocol
+
+from windlass.core.aggregate import HashRange
+
+
+class ShardUnknown(RuntimeError):
+    """The shard's range could not be found out. The call fails and Lambda sends the batch again."""
+
+
+class Shards(Protocol):
+    """The seam to ListShards."""
+
+    def within(self, stream_arn: str, shard: str) -> HashRange | None:
+        """The hash keys that aggregates in this shard may carry, or None where there is nothing to check."""
+
+
+class KinesisShards:
+    """ListShards, asked once per stream and again for a shard that it did not name then.
+
+    Closed shards keep their ranges, and ListShards goes on naming them while they hold records.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._ranges: dict[tuple[str, str], HashRange | None] = {}
+
+    def within(self, stream_arn: str, shard: str) -> HashRange | None:
+        """Needs the right kinesis:ListShards. Raises ShardUnknown."""
+        if (stream_arn, shard) not in self._ranges:
+            self._list(stream_arn)
+        try:
+            return self._ranges[stream_arn, shard]
+        except KeyError:
+            msg = f"ListShards of {stream_arn} does not name {shard}: is the event from another stream or account?"
+            raise ShardUnknown(msg) from None
+
+    def _list(self, stream_arn: str) -> None:
+        try:
+            pages = self._client.get_paginator("list_shards").paginate(StreamARN=stream_arn)
+            shards = [shard for page in pages for shard in page["Shards"]]
+        except Exception as error:  # noqa: BLE001 - whatever the reason, the message must say what to do
+            msg = (
+                f"ListShards of {stream_arn} failed ({error}); KPL aggregates need the shards' ranges. Allow "
+                'kinesis:ListShards to the function\'s role, or declare aggregates="keep_all"'
+            )
+            raise ShardUnknown(msg) from error
+        for shard in shards:
+            ends = shard["HashKeyRange"]
+            within = HashRange(int(ends["StartingHashKey"]), int(ends["EndingHashKey"]))
+            self._ranges[stream_arn, shard["ShardId"]] = within if shard.get("ParentShardId") else None
+
+
+class KnownShards:
+    """Ranges given beforehand: for tests and the simulator. A shard that is not named needs no check."""
+
+    def __init__(self, ranges: dict[str, HashRange] | None = None) -> None:
+        self._ranges = ranges or {}
+
+    def within(self, stream_arn: str, shard: str) -> HashRange | None:  # noqa: ARG002 - one stream is all there is
+        """The range given, or None."""
+        return self._ranges.get(shard)
