@@ -37,8 +37,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     json: bool = False
 
 
-def run(options: Options, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) -> int:
     """Produce; the exit status: 0 when all was put, 1 when something failed. Ctrl-C ends it with its summary."""
+    out, err = out or sys.stdout, err or sys.stderr
     stop = threading.Event()
     seen = Produced()
     trouble = ""

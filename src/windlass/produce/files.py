@@ -69,8 +69,10 @@ def trip_of(cells: Sequence[str]) -> Trip:
 
 
 def _csv(path: Path) -> Iterator[Trip | UserRecord]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _rows(path, csv.reader(file, strict=True))
+    with path.open("rb") as file:
+        # Decoded line by line, so that the row that is not UTF-8 is the one that is named.
+        lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(file))
+        rows = _rows(path, csv.reader(lines, strict=True))
         first = next(rows, None)
         if first is None:
             msg = f"{path}: the file is empty; a CSV needs a header and rows"

@@ -93,7 +93,8 @@ class KinesisStream:
             return call()
         except ClientError as error:
             code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-            msg = f"stream {self.name!r} at {self._where}: {code}: {error.response['Error'].get('Message', '')}"
+            said = " ".join(error.response["Error"].get("Message", "").split())[:300]
+            msg = f"stream {self.name!r} at {self._where}: {code}: {said}"
             if code in TRANSIENT or status >= 500:
                 raise _Transient(msg, code) from error
             msg = f"{msg.rstrip('. ')}; {TO_DO.get(code, 'the request was refused as it stands')}"
