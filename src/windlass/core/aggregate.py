@@ -69,20 +69,16 @@ def deaggregate(data: bytes, within: HashRange | None = None) -> "UserRecords | 
         message = _AggregatedRecord.FromString(body)
     except DecodeError as error:
         return CorruptAggregate(f"the protobuf message is broken: {error}")
-    if not message.IsInitialized():
-        return CorruptAggregate("the protobuf message is broken: a record lacks its key index or its data")
-    records = message.records
+    records = list(message.records)
     if not 0 < len(records) <= SUB_MAX + 1:
         return CorruptAggregate(f"it holds {len(records)} user records; 1 to {SUB_MAX + 1} are possible")
-    held = list(records)
-    partition = list(map(_PARTITION, held))
-    explicit = list(map(_EXPLICIT, held))
-    keys, hash_keys = message.partition_key_table, message.explicit_hash_key_table
-    fault = _index_fault(partition, explicit, keys, hash_keys)
+    payloads = list(map(_DATA, records))
+    if b"" in payloads and not message.IsInitialized():  # absent data reads as empty, and upb lets it pass
+        return CorruptAggregate("the protobuf message is broken: a record has no data")
+    fault = _index_fault(records, message.partition_key_table, message.explicit_hash_key_table)
     if fault:
         return CorruptAggregate(fault)
-    outside = _outside(partition, explicit, keys, hash_keys, within) if within else []
-    return UserRecords(list(map(_DATA, held)), outside)
+    return UserRecords(payloads, _outside(records, message, within) if within else [])
 
 
 class UserRecords(msgspec.Struct, frozen=True):
@@ -92,12 +88,13 @@ class UserRecords(msgspec.Struct, frozen=True):
     outside: list[int]
 
 
-def _index_fault(
-    partition: list[int], explicit: list[int], keys: Sequence[bytes], hash_keys: Sequence[bytes]
-) -> str | None:
-    if max(partition) >= len(keys):
-        return f"partition key index {max(partition)} is outside a table of {len(keys)}"
-    used = set(explicit) - {_ABSENT}
+def _index_fault(records: Sequence[Any], keys: Sequence[bytes], hash_keys: Sequence[bytes]) -> str | None:
+    highest = max(map(_PARTITION, records))
+    if highest == _ABSENT:
+        return "the protobuf message is broken: a record has no partition key index"
+    if highest >= len(keys):
+        return f"partition key index {highest} is outside a table of {len(keys)}"
+    used = set(map(_EXPLICIT, records)) - {_ABSENT}
     if used and max(used) >= len(hash_keys):
         return f"explicit hash key index {max(used)} is outside a table of {len(hash_keys)}"
     for text in hash_keys:
@@ -106,19 +103,13 @@ def _index_fault(
     return None
 
 
-def _outside(
-    partition: list[int],
-    explicit: list[int],
-    keys: Sequence[bytes],
-    hash_keys: Sequence[bytes],
-    within: HashRange,
-) -> list[int]:
-    by_key = [_in_range(hash_key(key), within) for key in keys]
-    by_hash = [_in_range(int(text), within) for text in hash_keys]
+def _outside(records: Sequence[Any], message: Any, within: HashRange) -> list[int]:
+    by_key = [_in_range(hash_key(key), within) for key in message.partition_key_table]
+    by_hash = [_in_range(int(text), within) for text in message.explicit_hash_key_table]
     return [
         place
-        for place, (key, explicit_key) in enumerate(zip(partition, explicit, strict=True))
-        if not (by_key[key] if explicit_key == _ABSENT else by_hash[explicit_key])
+        for place, (key, explicit) in enumerate(zip(map(_PARTITION, records), map(_EXPLICIT, records), strict=True))
+        if not (by_key[key] if explicit == _ABSENT else by_hash[explicit])
     ]
 
 
@@ -149,7 +140,7 @@ def _messages() -> Any:
             descriptor_pb2.DescriptorProto(
                 name="Record",
                 field=[
-                    field(name="partition_key_index", number=1, label=2, type=4),
+                    field(name="partition_key_index", number=1, label=2, type=4, default_value=str(_ABSENT)),
                     field(name="explicit_hash_key_index", number=2, label=1, type=4, default_value=str(_ABSENT)),
                     field(name="data", number=3, label=2, type=12),
                     field(name="tags", number=4, label=3, type=11, type_name=".windlass.kpl.Tag"),

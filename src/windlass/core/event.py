@@ -7,9 +7,11 @@ set-up, so it raises: the call fails, and Lambda keeps the batch.
 """
 
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import msgspec
+from pybase64 import b64decode
 
 from windlass.core.aggregate import is_aggregate
 from windlass.core.window import Window
@@ -37,9 +39,6 @@ class Call(msgspec.Struct):
         return any(map(is_aggregate, self.payloads))
 
 
-_Payloads = list[bytes]
-
-
 def read_event(event: Mapping[str, Any]) -> Call:
     """The columns of a Lambda event. Raises MalformedEvent."""
     try:
@@ -51,8 +50,9 @@ def read_event(event: Mapping[str, Any]) -> Call:
     except (KeyError, TypeError, IndexError) as error:
         raise MalformedEvent(_what_is_missing(event, error)) from None
     try:
-        payloads = msgspec.convert(texts, _Payloads)
-    except msgspec.ValidationError as error:
+        # Positional and through map: with keywords this C function takes twice as long.
+        payloads = list(map(b64decode, texts, repeat(None), repeat(True)))  # noqa: FBT003 - validate
+    except (ValueError, TypeError) as error:
         msg = f"a record's data is base64 text; {error}"
         raise MalformedEvent(msg) from None
     call = Call("", "", sequences, arrivals_s, payloads)
