@@ -1,0 +1,101 @@
+"""Finding a pipeline by its name on the command line: `path/app.py:trips` or `package.module:trips`."""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class AppProblem(Exception):
+    """The pipeline cannot be loaded. One line: what is wrong, what was found, what to do."""
+
+
+def load_app(text: str) -> Any:
+    """The pipeline that `text` names: anything with a `describe()` method. Raises AppProblem.
+
+    Where the module has exactly one pipeline, its name may be left out. The module is imported: its code runs.
+    """
+    place, separator, name = text.rpartition(":")
+    if not separator or name.endswith(".py") or "/" in name or "\\" in name:
+        place, name = text, ""
+    if not place:
+        msg = f"{text!r} names no pipeline: write path/app.py:name or package.module:name"
+        raise AppProblem(msg)
+    module = _import_file(Path(place)) if _is_path(place) else _import_module(place)
+    return _pipeline(module, place, name)
+
+
+def _is_path(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or "\\" in place
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        msg = f"there is no file {path}; write path/app.py:name, seen from {Path.cwd()}"
+        raise AppProblem(msg)
+    name = "windlass_app_" + "".join(letter if letter.isalnum() else "_" for letter in str(path.resolve()))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        msg = f"{path} is not a Python file; write path/app.py:name"
+        raise AppProblem(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: type hints are resolved through it
+    _first_on_path(path.resolve().parent)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code: anything may happen
+        del sys.modules[name]
+        msg = f"{path} cannot be imported: {_cause(error, path)}"
+        raise AppProblem(msg) from error
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    _first_on_path(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the user's code: anything may happen
+        msg = f"the module {name} cannot be imported: {_cause(error, None)}"
+        raise AppProblem(msg) from error
+
+
+def _first_on_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _cause(error: BaseException, path: Path | None) -> str:
+    """The error in one line, with the line of the user's file where it came from."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, SyntaxError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if path and Path(frame.filename).name == path.name]
+    return f"{text} (line {lines[-1]})" if lines else text
+
+
+def _pipeline(module: ModuleType, place: str, name: str) -> Any:
+    names = [each for each, value in vars(module).items() if _is_pipeline(value) and not each.startswith("_")]
+    listed = ", ".join(names) or "none"
+    if not name:
+        if len(names) == 1:
+            return getattr(module, names[0])
+        msg = f"{place} has several pipelines or none ({listed}): write {place}:name"
+        raise AppProblem(msg)
+    if not hasattr(module, name):
+        msg = f"{place} has no {name!r}; pipelines there: {listed}"
+        raise AppProblem(msg)
+    found = getattr(module, name)
+    if not _is_pipeline(found):
+        msg = f"{place}:{name} is not a pipeline but {type(found).__name__}; pipelines there: {listed}"
+        raise AppProblem(msg)
+    return found
+
+
+def _is_pipeline(value: Any) -> bool:
+    return not isinstance(value, type) and callable(getattr(value, "describe", None))
