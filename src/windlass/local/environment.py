@@ -9,6 +9,8 @@ Rules of this file:
 - A process is replaced, an environment stays: its log stream and its folder for temporary files outlive a
   timeout or a crash. The first process is brought up in the init phase, with a limit of its own; a later one
   inside the call that needs it, on that call's time.
+- Time here is real time (a process runs in no other): durations and deadlines are monotonic, and `now_ms` only
+  stamps what others read.
 - What a function does wrong is an `Outcome`. An exception out of here is ours, or the log sink's.
 
 Sources: AWS Lambda Developer Guide, "Using the Lambda runtime API for custom runtimes", "Understanding the
@@ -595,6 +597,7 @@ class Environment:
         self._connections: set[_Connection] = set()
         self._process: _Process | None = None
         self._fresh = True
+        self._condemned = False
         self._exited = False
         self._over_memory = False
         self._next_look = 0.0
@@ -614,7 +617,8 @@ class Environment:
             raise
 
     def kill(self) -> None:
-        """End the process from another thread; a call that is under way then ends as EXITED."""
+        """End the process, now and whenever there is one again. From any thread: a call under way ends as EXITED."""
+        self._condemned = True
         process = self._process
         if process:
             process.kill()
@@ -636,11 +640,11 @@ class Environment:
         self._log.write(start_line(call.request_id, self._limits.version))
         result = fault or self._exchange(call, deadline)
         self._drain()
+        if isinstance(result, Fault) and result.ending is not Ending.FAILED:
+            self._reset()
         self._log.flush()
         outcome = self._outcome(call, result, started_ms, (monotonic() - begun) * 1000, init_ms)
         self._close_log(call, outcome)
-        if outcome.ending not in (Ending.ANSWERED, Ending.FAILED):
-            self._reset()
         return msgspec.structs.replace(outcome, lines=self._log.lines())
 
     def _first_init(self, call: Call) -> float | None:
@@ -677,8 +681,10 @@ class Environment:
         launch = self._launch(address, self._log.stream)
         try:
             self._process = _Process(launch)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a variable
             return self._no_entry(call, launch, error)
+        if self._condemned:
+            self._process.kill()
         self._watch(self._process)
         self._pump(lambda: (self._parked or self._init_fault) is not None, deadline)
         if self._parked:
@@ -688,12 +694,12 @@ class Environment:
         self._drain()
         return self._init_fault or self._ended(call)
 
-    def _no_entry(self, call: Call, launch: Launch, error: OSError) -> Fault:
+    def _no_entry(self, call: Call, launch: Launch, error: Exception) -> Fault:
         command = launch.command[0]
         if isinstance(error, FileNotFoundError) and not os.path.exists(command):  # noqa: PTH110
             text = f"Couldn't find valid bootstrap(s): [{command}]"
         else:
-            text = f"fork/exec {command}: {(error.strerror or str(error)).lower()}"
+            text = f"fork/exec {command}: {(getattr(error, 'strerror', None) or str(error)).lower()}"
         message = f"RequestId: {call.request_id} Error: {text}"
         return platform_fault(Ending.INIT_FAILED, "Runtime.InvalidEntrypoint", message)
 
