@@ -3,7 +3,7 @@
 # dynalite (npm, needs Node) and AWS's own DynamoDB Local (Maven, needs a JDK). Idempotent; does nothing twice.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
-from="$root/tests/servers"
+from="$root/.ci/servers"
 to="$root/.servers"
 mkdir -p "$to"
 
