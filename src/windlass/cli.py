@@ -73,6 +73,95 @@ def produce(
     raise typer.Exit(command.run(options))
 
 
+quarantine_app = typer.Typer(no_args_is_help=True, help="What was rejected: counts by reason, and the records.")
+app.add_typer(quarantine_app, name="quarantine")
+
+WhereArgument = Annotated[
+    str,
+    typer.Argument(
+        envvar="WINDLASS_QUARANTINE", show_default=False, help="s3://bucket/prefix or a folder.", metavar="WHERE"
+    ),
+]
+ReasonOption = Annotated[str | None, typer.Option(help="Only records that were rejected for this reason.")]
+EndpointOption = Annotated[str | None, typer.Option(help="An AWS endpoint of your own; AWS when left out.")]
+RegionOption = Annotated[str | None, typer.Option(help="The AWS region; the configured one when left out.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, on the last line.")]
+
+
+@quarantine_app.command("ls")
+def quarantine_ls(
+    where: WhereArgument,
+    reason: ReasonOption = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Count the rejected records by reason, and show the latest."""
+    from windlass.commands import quarantine
+
+    options = quarantine.Where(where=where, reason=reason, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(quarantine.ls(options))
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    where: WhereArgument,
+    reason: ReasonOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many records, the newest.")] = 20,
+    position: Annotated[
+        str | None, typer.Option(help="Only the record there: a sequence number, or with its sub: 4959….3")
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show rejected records, newest first: why each was rejected, and what it holds."""
+    from windlass.commands import quarantine
+
+    options = quarantine.Where(where=where, reason=reason, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(quarantine.show(options, limit=limit, position=position))
+
+
+@app.command()
+def verify(
+    app: Annotated[str, typer.Argument(help="The pipeline: path/app.py:name or package.module:name.", metavar="APP")],
+    stream: Annotated[str, typer.Option(help="The stream's name or ARN.")],
+    table: Annotated[str, typer.Option(help="The table's name.")],
+    quarantine: Annotated[
+        str | None,
+        typer.Option(envvar="WINDLASS_QUARANTINE", help="Where rejected records are: s3://bucket/prefix or a folder."),
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="WHEN", help="Only windows from then on: 2026-01-31T12:00:00Z, now or now-2h."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Only windows that end by then; leaves open windows out.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the totals again from the stream itself, and compare them with the table, item by item.
+
+    Exit status: 0 exact, 1 different, 2 could not check.
+    """
+    from windlass.commands import verify as command
+
+    options = command.Options(
+        app=app,
+        stream=stream,
+        table=table,
+        quarantine=quarantine,
+        endpoint_url=endpoint_url,
+        region=region,
+        from_=from_,
+        to=to,
+        json=json,
+    )
+    raise typer.Exit(command.run(options))
+
+
 def main() -> None:
     """The `windlass` command."""
     app()

@@ -11,6 +11,7 @@ Rules of this file:
 """
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,11 +48,11 @@ class Quarantine(Protocol):
         """Every record that is kept, once each, in no promised order. Raises QuarantineProblem."""
 
 
-def open_quarantine(where: str, *, endpoint_url: str | None = None, region: str | None = None) -> Quarantine:
+def open_quarantine(where: str, *, make_client: Callable[[], Any] | None = None) -> Quarantine:
     """The quarantine at `where`. Nothing is created or called before the first put or read.
 
     `where` is `s3://bucket/prefix`, the path of a folder, `memory`, or `none`. Raises QuarantineProblem for
-    anything else. `endpoint_url` and `region` are for S3.
+    anything else. `make_client` makes the S3 client where it is not to be the default one.
     """
     if not where.strip():
         msg = f"the quarantine's place is empty; give {WHERE_HELP}"
@@ -70,7 +71,7 @@ def open_quarantine(where: str, *, endpoint_url: str | None = None, region: str 
     if not _BUCKET.fullmatch(bucket):
         msg = f"{where!r} names no S3 bucket: {bucket!r} is not a bucket's name; give s3://bucket/prefix"
         raise QuarantineProblem(msg)
-    return S3Quarantine(bucket, prefix.strip("/"), lambda: _s3_client(endpoint_url, region))
+    return S3Quarantine(bucket, prefix.strip("/"), make_client or _s3_client)
 
 
 # ── one line per record ─────────────────────────────────────────────────────────────────────────────────────
@@ -319,11 +320,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _s3_client(endpoint_url: str | None, region: str | None) -> Any:
+def _s3_client() -> Any:
     import boto3  # a function without rejected records never pays for it
     from botocore.config import Config
 
-    # Path style keeps a local endpoint free of names like bucket.localhost.
-    style = {"addressing_style": "path"} if endpoint_url else {}
-    config = Config(retries={"mode": "standard", "max_attempts": 4}, s3=style)
-    return boto3.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    # With an endpoint of one's own, buckets go into the path: bucket.localhost is a name that few machines resolve.
+    own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    style = {"addressing_style": "path"} if own else {}
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 4}, s3=style))

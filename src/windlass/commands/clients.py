@@ -1,0 +1,39 @@
+"""boto3 clients as the commands ask for them: `--endpoint-url`, `--region`, and no credentials needed at home."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+_HOME = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, not bound to
+_REGION = "us-east-1"
+
+
+class ClientProblem(Exception):
+    """A client cannot be made. One line: what is wrong, what was found, what to do."""
+
+
+def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any:
+    """A client of the service. Raises ClientProblem.
+
+    The region is the one given, else the one of the AWS configuration, else us-east-1. An endpoint on this machine
+    gets made-up credentials where there are none.
+    """
+    session = botocore.session.Session()
+    if endpoint_url and urlsplit(endpoint_url).hostname in _HOME:
+        # The instance's role is asked for over the network, which takes seconds where there is none.
+        session.get_component("credential_provider").remove("iam-role")
+        if session.get_credentials() is None:
+            session.set_credentials("local", "local")
+    region = region or session.get_config_variable("region") or _REGION
+    style = {"addressing_style": "path"} if endpoint_url else {}
+    config = Config(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, read_timeout=60, s3=style)
+    clients = boto3.Session(botocore_session=session, region_name=region)
+    try:
+        return clients.client(service, endpoint_url=endpoint_url, config=config)
+    except (ValueError, BotoCoreError) as error:
+        msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
+        raise ClientProblem(msg) from None
