@@ -91,6 +91,15 @@ def test_any_batching_of_the_same_records_gives_the_same_segments(values, edges)
     assert shape(run(plan, values, edges)) == shape(run(plan, values, []))
 
 
+def test_a_cut_at_the_first_record_of_a_call_ends_where_the_call_before_did():
+    values = [(key, 1, None) for key in "abcdef"]
+    plan = plan_of()
+    cuts = [segment.through for segment in run(plan, values, [])]
+
+    for edge in range(len(values)):
+        assert [segment.through for segment in run(plan, values, [edge])] == cuts
+
+
 @given(readings)
 def test_segments_follow_each_other_without_overlap_and_cover_first_to_last(values):
     segments = run(plan_of(), values, [])

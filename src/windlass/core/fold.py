@@ -111,7 +111,8 @@ class Folder(msgspec.Struct, frozen=True):
                     grown = segment.bytes_bound + self.row_bytes(key)
                     if grown > self.state_bytes_max and (segment.rows or groups):
                         segment.absorb(groups)
-                        segment.through = position_at(index - 1)
+                        if index:  # else it closes where the call before left it
+                            segment.through = position_at(index - 1)
                         closed.append(segment)
                         segment, groups = self.empty(), {}
                         segment.first = position_at(index)

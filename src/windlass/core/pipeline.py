@@ -290,12 +290,13 @@ def _check_totals(
         raise DeclarationError(msg)
     taken = {part.name: "the key" for part in parts} | dict.fromkeys(_RESERVED, "Windlass")
     taken["#".join(part.name for part in parts)] = "the key"
+    reserved = dict(taken)
     for name, total in totals.items():
         if not isinstance(total, Total):
             msg = f"total {name!r} is {total!r}: use Count(), Sum, Mean, Min or Max"
             raise DeclarationError(msg)
-        if not name or name in taken or name.startswith("applied#"):
-            msg = f"total {name!r} is named like an attribute of {taken.get(name, 'Windlass')}: give it another name"
+        if not name or name in reserved or name.startswith("applied#"):
+            msg = f"total {name!r} is named like an attribute of {reserved.get(name, 'Windlass')}: give it another name"
             raise DeclarationError(msg)
         _check_total(record, fields, name, total)
         for column in _columns(fields, name, total):
@@ -304,7 +305,7 @@ def _check_totals(
                     f"totals {taken[column.attribute]} and {name!r} are both stored as {column.attribute!r}: rename one"
                 )
                 raise DeclarationError(msg)
-            taken[column.attribute] = repr(name)
+            taken[column.attribute] = f"total {name!r}"
 
 
 def _check_total(record: type[Record], fields: dict[str, Field], name: str, total: Total) -> None:

@@ -1,0 +1,122 @@
+"""A declaration that cannot work fails when it is made, and says what to do."""
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import pytest
+
+import windlass
+from windlass import Count, Max, Mean, Min, Range, Record, Records, Sum, Windows
+
+
+class Device(Record):
+    id: str
+    room: str | None = None
+
+
+class Trip(Record):
+    vendorId: int
+    passengerCount: Annotated[int, Range(0, 9)]
+    flag: Literal["N", "Y"] = "N"
+    name: str = ""
+    fare: Decimal | None = None
+    miles: float = 0.0
+    paid: bool = False
+
+
+class Reading(Record):
+    device: Device
+    value: float
+
+
+def declare(record: Any = Trip, **changed: Any) -> Windows:
+    usual: dict[str, Any] = {
+        "key": "vendorId",
+        "every": timedelta(seconds=30),
+        "totals": {"passenger": Sum("passengerCount"), "trips": Count()},
+        "table": "kinesisAggs",
+    }
+    return Windows(record, **(usual | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"key": "vendor"}, "key names 'vendor', which Trip does not declare; it declares vendorId, passengerCount"),
+        ({"key": []}, "has a key"),
+        ({"key": ["vendorId", "vendorId"]}, "names each field once"),
+        ({"key": "miles"}, "key field miles is a float"),
+        ({"key": "paid"}, "key field paid is a bool"),
+        ({"key": "fare"}, "key field fare may be absent"),
+        ({"key": "name"}, "key field name may be absent"),
+        ({"every": timedelta(seconds=0)}, "1 to 900 whole seconds"),
+        ({"every": timedelta(seconds=901)}, "1 to 900 whole seconds"),
+        ({"every": timedelta(milliseconds=1500)}, "1 to 900 whole seconds"),
+        ({"totals": {}}, "has totals"),
+        ({"totals": {"x": Sum("none")}}, "names 'none', which Trip does not declare"),
+        ({"totals": {"x": Sum("name")}}, "name is a str: Sum needs a number"),
+        ({"totals": {"x": Max("flag")}}, "flag is a choice: Max needs a number"),
+        ({"totals": {"x": "count"}}, "use Count"),
+        ({"totals": {"x": Count}}, "use Count"),
+        ({"totals": {"vendorId": Count()}}, "named like an attribute of the key"),
+        ({"totals": {"windowStart": Count()}}, "named like an attribute of Windlass"),
+        ({"totals": {"applied#x": Count()}}, "named like an attribute of Windlass"),
+        ({"totals": {"": Count()}}, "named like an attribute"),
+        ({"totals": {"a": Mean("miles"), "a#sum": Count()}}, "both stored as 'a#sum'"),
+        ({"totals": {"x": Sum("miles", decimals=29)}}, "0 to 28"),
+        ({"layout": "newest"}, "history or latest"),
+        ({"aggregates": "some"}, "keep_insiders or keep_all"),
+        ({"record": dict}, "derived from windlass.Record"),
+    ],
+)
+def test_a_declaration_that_cannot_work_says_what_to_do(changed, says):
+    with pytest.raises(windlass.DeclarationError) as caught:
+        declare(changed.pop("record", Trip), **changed)
+
+    assert says in str(caught.value)
+
+
+def test_a_key_may_be_a_nested_field_and_totals_too():
+    pipeline = declare(Reading, key="device.id", totals={"mean": Mean("value")})
+
+    assert pipeline.describe()["key"] == [["device", "id"]]
+    assert pipeline.describe()["key_attribute"] == "device.id"
+
+
+class Ride(Record):
+    vendorId: int
+    flag: Literal["N", "Y"]
+
+
+def test_several_fields_make_one_text_key():
+    keys = declare(Ride, key=["vendorId", "flag"], totals={"rides": Count()}).table_keys
+
+    assert str(keys) == "partition key vendorId#flag (S) and sort key windowStart (S)"
+
+
+def test_a_declaration_describes_itself_in_plain_values():
+    described = declare(totals={"p": Sum("passengerCount"), "m": Mean("miles"), "f": Min("fare")}).describe()
+
+    assert described["kind"] == "windows"
+    assert described["every_s"] == 30
+    assert described["key_type"] == "N"
+    assert described["layout"] == "history"
+    assert described["totals"] == [
+        {"name": "p", "kind": "sum", "path": ["passengerCount"]},
+        {"name": "m", "kind": "mean", "path": ["miles"]},
+        {"name": "f", "kind": "min", "path": ["fare"]},
+    ]
+    assert {tuple(field["path"]): field["decimals"] for field in described["fields"]}["miles",] == 18
+
+
+def test_records_take_one_or_two_key_fields_or_none():
+    assert Records(Trip, table="t").describe()["key_attributes"] == ["shard", "position"]
+    assert Records(Trip, key="vendorId", table="t").describe()["key_attributes"] == ["vendorId"]
+    with pytest.raises(windlass.DeclarationError, match="at most one sort key"):
+        Records(Trip, key=["vendorId", "passengerCount", "name"], table="t")
+
+
+def test_the_public_names_are_a_list_one_reads_in_ten_seconds():
+    assert len(windlass.__all__) <= 24
+    assert all(hasattr(windlass, name) for name in windlass.__all__)
