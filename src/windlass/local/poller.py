@@ -1,0 +1,587 @@
+"""Runs an event source mapping on threads: one loop per shard, against a real Kinesis endpoint.
+
+    Poller ── discovers shards, parents before children ──► one _ShardLoop per shard
+                                                             │ asks ShardMapping.next, does it, tells
+                     Stream (reads a shard) ◄────────────────┤
+                     Invoke → function    ◄──────────────────┤
+                     Destination, Checkpoints ◄──────────────┘
+
+A loop only ever touches its own machine, so a shard that fails or waits slows no other. With
+ParallelizationFactor the calls of a shard run in a pool of that many threads. The rules of the mapping are in
+`windlass.local.mapping`; here is only the driving.
+
+Where a shard begins: at its checkpoint. Without one, the shards of the very first listing begin at the
+mapping's starting position, and every shard that appears later at its beginning, as nothing of it was missed.
+"""
+
+import json
+import logging
+import queue
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from windlass.core.window import Window
+from windlass.local.destination import Destination
+from windlass.local.mapping import (
+    Answered,
+    Checkpoint,
+    Counters,
+    Deliver,
+    Delivered,
+    Done,
+    Failed,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Invoke,
+    Outcome,
+    ShardMapping,
+    Stopped,
+    StreamRecord,
+    Throttled,
+    Undelivered,
+    Wait,
+)
+from windlass.local.mapping_settings import (
+    NOTHING_PROCESSED,
+    PROBLEM,
+    PROCESSED,
+    TRIM_HORIZON,
+    MappingSettings,
+    State,
+    after,
+)
+
+log = logging.getLogger(__name__)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+SETTLE_POLL_S = 0.01
+
+
+def wall_clock_ms() -> int:
+    """The time, in milliseconds UTC."""
+    return time.time_ns() // 1_000_000
+
+
+# --- the stream ------------------------------------------------------------------------------------------------
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """A shard as ListShards gives it. `closed`: it takes no more records."""
+
+    shard_id: str
+    parents: tuple[str, ...] = ()
+    closed: bool = False
+
+
+class Stream(Protocol):
+    """A Kinesis stream, to read. What it raises is told to the machine, which tries again."""
+
+    def shards(self) -> list[Shard]: ...
+
+    def fetch(self, fetch: Fetch) -> Fetched: ...
+
+
+class PolledStream:
+    """A stream read with GetRecords, from any endpoint that a boto3 Kinesis client points to.
+
+    AWS says that a closed shard has been read by a missing NextShardIterator. Where an endpoint goes on giving
+    iterators, a shard that ListShards called closed before a read, and that read found nothing, is read too.
+    """
+
+    def __init__(self, client: Any, stream_arn: str) -> None:
+        self._client = client
+        self._name = stream_arn.partition("/")[2].partition("/")[0]
+        self._iterators: dict[str, tuple[Any, str]] = {}
+        self._closed: frozenset[str] = frozenset()
+
+    def shards(self) -> list[Shard]:
+        return list_shards(self._client, self._name, self._note_closed)
+
+    def _note_closed(self, shards: list[Shard]) -> None:
+        self._closed = frozenset(shard.shard_id for shard in shards if shard.closed)
+
+    def fetch(self, fetch: Fetch) -> Fetched:
+        closed = fetch.shard_id in self._closed
+        answer = self._client.get_records(ShardIterator=self._iterator(fetch), Limit=fetch.limit)
+        records = [_stream_record(record) for record in answer["Records"]]
+        behind_ms = answer.get("MillisBehindLatest", 0)
+        following = answer.get("NextShardIterator")
+        if following is not None:
+            position = fetch.position
+            if records:
+                position = type(position)("AFTER_SEQUENCE_NUMBER", records[-1].sequence)
+            self._iterators[fetch.shard_id] = (position, following)
+        return Fetched(
+            records,
+            behind_latest_ms=behind_ms,
+            ended=following is None or (closed and not records and not behind_ms),
+            children=tuple(child["ShardId"] for child in answer.get("ChildShards", ())),
+        )
+
+    def _iterator(self, fetch: Fetch) -> str:
+        position, iterator = self._iterators.pop(fetch.shard_id, (None, ""))
+        if position == fetch.position:
+            return iterator
+        request: dict[str, Any] = {
+            "StreamName": self._name,
+            "ShardId": fetch.shard_id,
+            "ShardIteratorType": fetch.position.kind,
+        }
+        if fetch.position.sequence:
+            request["StartingSequenceNumber"] = fetch.position.sequence
+        if fetch.position.kind == "AT_TIMESTAMP":
+            request["Timestamp"] = datetime.fromtimestamp(fetch.position.at_ms / 1000, UTC)
+        got: str = self._client.get_shard_iterator(**request)["ShardIterator"]
+        return got
+
+
+def list_shards(client: Any, name: str, note: Callable[[list[Shard]], None]) -> list[Shard]:
+    """All shards of a stream, closed ones included. `note` hears of them too."""
+    shards: list[Shard] = []
+    request: dict[str, Any] = {"StreamName": name}
+    while True:
+        answer = client.list_shards(**request)
+        shards += [_shard(each) for each in answer["Shards"]]
+        if not answer.get("NextToken"):
+            note(shards)
+            return shards
+        request = {"NextToken": answer["NextToken"]}
+
+
+def _shard(listed: dict[str, Any]) -> Shard:
+    parents = [listed.get("ParentShardId"), listed.get("AdjacentParentShardId")]
+    return Shard(
+        listed["ShardId"],
+        tuple(parent for parent in parents if parent),
+        "EndingSequenceNumber" in listed["SequenceNumberRange"],
+    )
+
+
+def _stream_record(record: dict[str, Any]) -> StreamRecord:
+    return StreamRecord(
+        record["SequenceNumber"],
+        record["PartitionKey"],
+        (record["ApproximateArrivalTimestamp"] - EPOCH) // MILLISECOND,
+        record["Data"],
+    )
+
+
+# --- the function ----------------------------------------------------------------------------------------------
+
+
+class Invoker(Protocol):
+    """Runs the function once. Raises nothing: what went wrong is the outcome. The lane is filled in later."""
+
+    def __call__(self, call: Invoke) -> Answered | Failed | Throttled: ...
+
+
+class Context:
+    """What Lambda hands a Python function beside the event."""
+
+    function_version = "$LATEST"
+    memory_limit_in_mb = "128"
+    identity = None
+    client_context = None
+
+    def __init__(self, function_arn: str, request_id: str, deadline_ms: int, now_ms: Callable[[], int]) -> None:
+        self.invoked_function_arn = function_arn
+        self.function_name = function_arn.split(":")[6] if function_arn.count(":") >= 6 else function_arn
+        self.aws_request_id = request_id
+        self.log_group_name = f"/aws/lambda/{self.function_name}"
+        self.log_stream_name = "local"
+        self._deadline_ms = deadline_ms
+        self._now_ms = now_ms
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(0, self._deadline_ms - self._now_ms())
+
+
+class InProcess:
+    """Any callable of (event, context) as the mapping's function, with what Lambda's runtime does around it.
+
+    A timeout is told to the function, by its context, but not enforced: a thread cannot be ended.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Any], Any], object],
+        function_arn: str,
+        *,
+        timeout_ms: int = 60_000,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._function = function
+        self._arn = function_arn
+        self._timeout_ms = timeout_ms
+        self._now_ms = now_ms
+        self._new_id = new_id
+
+    def __call__(self, call: Invoke) -> Answered | Failed:
+        request_id = self._new_id()
+        context = Context(self._arn, request_id, self._now_ms() + self._timeout_ms, self._now_ms)
+        try:
+            result = self._function(call.event(), context)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (Lambda reports whatever a function raises)
+            return Failed(type(error).__name__, str(error), request_id=request_id)
+        try:
+            body = json.dumps(result, ensure_ascii=False, default=_decimal).encode()
+        except (TypeError, ValueError) as error:
+            return Failed("Runtime.MarshalError", f"Unable to marshal response: {error}", request_id=request_id)
+        return Answered(body, request_id=request_id)
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    msg = f"Object of type {type(value).__name__} is not JSON serializable"
+    raise TypeError(msg)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------
+
+
+class Checkpoints(Protocol):
+    """Keeps the last checkpoint of every shard. `save` may be called from several threads."""
+
+    def load(self) -> dict[str, Checkpoint]: ...
+
+    def save(self, checkpoint: Checkpoint) -> None: ...
+
+
+class MemoryCheckpoints:
+    """Checkpoints that live as long as this object."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Checkpoint] = {}
+
+    def load(self) -> dict[str, Checkpoint]:
+        return dict(self._held)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self._held[checkpoint.shard_id] = checkpoint
+
+
+class FileCheckpoints:
+    """Checkpoints in one JSON file, replaced as a whole: a crash leaves the old one or the new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._held = self._read()
+
+    def _read(self) -> dict[str, Checkpoint]:
+        if not self._path.exists():
+            return {}
+        try:
+            listed = msgspec.json.decode(self._path.read_bytes(), type=list[Checkpoint])
+        except msgspec.DecodeError as error:
+            msg = (
+                f"{self._path} holds no checkpoints: {error}. "
+                "Restore the file, or delete it to begin again at the starting position."
+            )
+            raise ValueError(msg) from None
+        return {checkpoint.shard_id: checkpoint for checkpoint in listed}
+
+    def load(self) -> dict[str, Checkpoint]:
+        with self._lock:
+            return dict(self._held)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        with self._lock:
+            self._held[checkpoint.shard_id] = checkpoint
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_name(self._path.name + ".new")
+            beside.write_bytes(msgspec.json.encode(sorted(self._held.values(), key=lambda held: held.shard_id)))
+            beside.replace(self._path)
+
+
+# --- one shard -------------------------------------------------------------------------------------------------
+
+
+class Seams(msgspec.Struct, frozen=True):
+    """What a loop reaches outside through."""
+
+    stream: Stream
+    invoke: Invoker
+    deliver: Destination
+    checkpoints: Checkpoints
+    now_ms: Callable[[], int]
+    observe: Callable[[Invoke, Outcome], None]
+
+
+class _ShardLoop(threading.Thread):
+    """One shard's machine and the thread that drives it."""
+
+    def __init__(self, machine: ShardMapping, seams: Seams, finished: Callable[[], None]) -> None:
+        super().__init__(name=f"mapping-{machine.shard_id}", daemon=True)
+        self.machine = machine
+        self.done = False
+        self.error: BaseException | None = None
+        self._seams = seams
+        self._finished = finished
+        self._inbox: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._stop_requested = False
+        factor = machine.settings.parallelization
+        self._pool = ThreadPoolExecutor(factor) if factor > 1 else None
+
+    def stop(self) -> None:
+        self._stop_requested = True
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        try:
+            self._drive()
+        except BaseException as error:
+            self.error = error
+            log.exception("the loop of %s has ended", self.machine.shard_id)
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._finished()
+
+    def _drive(self) -> None:
+        machine, seams = self.machine, self._seams
+        while True:
+            if self._stop_requested:
+                machine.stop()
+            match action := machine.next(seams.now_ms()):
+                case Fetch():
+                    self._tell(self._fetch(action))
+                case Invoke() if self._pool is not None:
+                    self._pool.submit(self._call_later, action)
+                case Invoke():
+                    self._tell(self._call(action))
+                case Deliver():
+                    self._tell(_on_lane(seams.deliver(action.failure), action.lane))
+                case Checkpoint():
+                    seams.checkpoints.save(action)
+                case Wait():
+                    self._wait(action.until_ms)
+                case Done():
+                    self.done = True
+                    return
+                case Stopped():
+                    return
+
+    def _tell(self, outcome: Outcome) -> None:
+        self.machine.tell(outcome, self._seams.now_ms())
+
+    def _wait(self, until_ms: int | None) -> None:
+        """Until then, or until there is an outcome, or stop()."""
+        if self._stop_requested and until_ms is not None:
+            return
+        seconds = None if until_ms is None else max(0.0, (until_ms - self._seams.now_ms()) / 1000)
+        try:
+            outcome = self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return
+        if outcome is not None:
+            self._tell(outcome)
+
+    def _fetch(self, fetch: Fetch) -> Fetched | FetchFailed:
+        try:
+            return self._seams.stream.fetch(fetch)
+        except Exception as error:  # noqa: BLE001  (the machine tries again, whatever it was)
+            log.warning("reading %s failed: %s", fetch.shard_id, error)
+            return FetchFailed(str(error))
+
+    def _call(self, call: Invoke) -> Outcome:
+        outcome: Outcome = _on_lane(self._seams.invoke(call), call.lane)
+        if isinstance(outcome, Failed):
+            log.warning("%s: the function failed: %s: %s", call.shard_id, outcome.error_type, outcome.message)
+        self._seams.observe(call, outcome)
+        return outcome
+
+    def _call_later(self, call: Invoke) -> None:
+        outcome: Outcome
+        try:
+            outcome = self._call(call)
+        except BaseException as error:  # noqa: BLE001  (an invoker raises nothing; one that does must not hang us)
+            outcome = Failed(type(error).__name__, str(error), lane=call.lane)
+        self._inbox.put(outcome)
+
+
+def _on_lane(outcome: Any, lane: int) -> Any:
+    return msgspec.structs.replace(outcome, lane=lane) if lane else outcome
+
+
+# --- the mapping -----------------------------------------------------------------------------------------------
+
+
+class ShardStatus(msgspec.Struct, frozen=True):
+    """A shard at this moment, for display. `done`: closed and processed to its end."""
+
+    shard_id: str
+    counters: Counters
+    window: Window | None
+    trouble: str
+    done: bool
+
+
+def _no_destination(failure: Any) -> Delivered | Undelivered:
+    return Undelivered(f"no destination is connected for {failure.condition}")
+
+
+def _ignore(call: Invoke, outcome: Outcome) -> None:
+    """Nobody watches."""
+
+
+class Poller:
+    """An event source mapping at work.
+
+    `invoke` runs the function (`InProcess`, or whatever hosts it); `deliver` takes failures; `observe` hears of
+    every call with its outcome, on the thread that made it. One seed decides all pauses.
+    """
+
+    def __init__(
+        self,
+        settings: MappingSettings,
+        stream: Stream,
+        invoke: Invoker,
+        *,
+        deliver: Destination | None = None,
+        checkpoints: Checkpoints | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        observe: Callable[[Invoke, Outcome], None] = _ignore,
+        seed: int = 0,
+        discover_ms: int = 1000,
+    ) -> None:
+        self.settings = settings
+        self.state = State.CREATING
+        self._checkpoints = checkpoints or MemoryCheckpoints()
+        self._seams = Seams(stream, invoke, deliver or _no_destination, self._checkpoints, now_ms, observe)
+        self._seed = seed
+        self._discover_ms = discover_ms
+        self._loops: dict[str, _ShardLoop] = {}
+        self._ended: set[str] = set()
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._supervisor = threading.Thread(target=self._supervise, name="mapping-shards", daemon=True)
+
+    def start(self) -> None:
+        """Begin. The first listing of the shards is made here, so what is wrong with the stream is raised here."""
+        self._ended = {shard for shard, held in self._checkpoints.load().items() if held.ended}
+        self._discover()
+        self.state = after(self.state, "ready")
+        self._supervisor.start()
+
+    def stop(self) -> None:
+        """End after the calls that are running. Their checkpoints are kept; an open window is replayed later.
+
+        Raises what ended a loop unexpectedly, if anything did.
+        """
+        if self.state is State.ENABLED:
+            self.state = State.DISABLING
+        self._stopping = True
+        self._wake.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        with self._lock:
+            loops = list(self._loops.values())
+        for loop in loops:
+            loop.stop()
+        for loop in loops:
+            loop.join()
+        self.state = State.DISABLED
+        for loop in loops:
+            if loop.error is not None:
+                raise loop.error
+
+    def settle(self, *, timeout_s: float | None = None) -> bool:
+        """Wait until everything that is in the stream now is processed and no window is open.
+
+        False when that takes longer than `timeout_s`, or a loop has ended with an error (`stop` raises it).
+        """
+        since_ms = self._seams.now_ms()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (self._is_settled(since_ms) and self._discover() == 0 and self._is_settled(since_ms)):
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            with self._lock:
+                if any(loop.error is not None for loop in self._loops.values()):
+                    return False
+            time.sleep(SETTLE_POLL_S)
+        return True
+
+    @property
+    def last_result(self) -> str:
+        """LastProcessingResult over all shards."""
+        with self._lock:
+            results = {loop.machine.last_result for loop in self._loops.values()}
+        return next((result for result in (PROBLEM, PROCESSED) if result in results), NOTHING_PROCESSED)
+
+    def status(self) -> list[ShardStatus]:
+        """Every shard that was begun, by its id."""
+        with self._lock:
+            loops = sorted(self._loops.items())
+        return [
+            ShardStatus(
+                shard_id,
+                Counters(**{name: getattr(loop.machine.counters, name) for name in Counters.__slots__}),
+                loop.machine.window,
+                loop.machine.trouble,
+                loop.done,
+            )
+            for shard_id, loop in loops
+        ]
+
+    def _is_settled(self, since_ms: int) -> bool:
+        with self._lock:
+            return all(loop.done or loop.machine.is_settled(since_ms) for loop in self._loops.values())
+
+    def _supervise(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._discover_ms / 1000)
+            self._wake.clear()
+            if self._stopping:
+                return
+            try:
+                self._discover()
+            except Exception as error:  # noqa: BLE001  (the next listing may succeed)
+                log.warning("listing the shards failed: %s", error)
+
+    def _discover(self) -> int:
+        """Begin the shards whose parents are done. Returns how many were begun or must still wait."""
+        with self._lock:
+            listed = self._seams.stream.shards()
+            held = self._checkpoints.load()
+            if not held:
+                held = {shard.shard_id: Checkpoint(shard.shard_id, self.settings.start) for shard in listed}
+                for checkpoint in held.values():
+                    self._checkpoints.save(checkpoint)
+            known = {shard.shard_id for shard in listed}
+            self._ended |= {shard_id for shard_id, loop in self._loops.items() if loop.done}
+            unbegun = [
+                shard for shard in listed if shard.shard_id not in self._loops and shard.shard_id not in self._ended
+            ]
+            for shard in unbegun:
+                if all(parent in self._ended or parent not in known for parent in shard.parents):
+                    self._begin(held.get(shard.shard_id) or Checkpoint(shard.shard_id, TRIM_HORIZON))
+            return len(unbegun)
+
+    def _begin(self, checkpoint: Checkpoint) -> None:
+        if self._stopping:
+            return
+        machine = ShardMapping(
+            self.settings,
+            checkpoint.shard_id,
+            jitter=random.Random(f"{self._seed} {checkpoint.shard_id}").random,
+            checkpoint=checkpoint,
+        )
+        loop = _ShardLoop(machine, self._seams, self._wake.set)
+        self._loops[checkpoint.shard_id] = loop
+        loop.start()
