@@ -474,7 +474,7 @@ def _by_key(pipeline: _Pipeline, places: Mapping[tuple[Any, int], Totals]) -> di
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, Decimal)
+    return type(value) is int or (type(value) is Decimal and value.is_finite())
 
 
 def _plain(value: Any) -> str:

@@ -349,12 +349,14 @@ def _decimal(field: Mapping[str, Any]) -> Check:
 def _settled(field: Mapping[str, Any]) -> Callable[[Decimal], Decimal]:
     """As the table can hold it and as sums stay exact: in the least number of digits."""
     decimals = field["decimals"]
+    limit = None if decimals is None else Decimal(f"1E{29 - decimals}")  # 38 digits, 9 of them kept free for sums
     least = _LEAST if field["stored"] or field["type"] == "decimal" else Decimal(0)
 
     def settle(number: Decimal) -> Decimal:
         if not number:
             return Decimal(0)
-        if not least <= abs(number) < _END:
+        magnitude = number.copy_abs()  # abs() would round to the 28 digits of the ambient context
+        if not least <= magnitude < _END:
             raise _Unclean(OUT_OF_RANGE)
         _, digits, exponent = number.as_tuple()
         text = "".join(map(str, digits))
@@ -363,7 +365,7 @@ def _settled(field: Mapping[str, Any]) -> Callable[[Decimal], Decimal]:
         places = -(exponent + len(text) - len(significant))
         if len(significant) > _DIGITS_MAX:
             raise _Unclean(OUT_OF_RANGE)
-        if decimals is not None and (places > decimals or abs(number) >= Decimal(10) ** (29 - decimals)):
+        if limit is not None and (places > decimals or magnitude >= limit):
             raise _Unclean(OUT_OF_RANGE)
         return number
 

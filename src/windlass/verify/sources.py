@@ -76,9 +76,10 @@ def _read_shard(kinesis: Any, stream: str, shard: str, from_ms: int | None, end_
     start: dict[str, Any] = {"ShardIteratorType": "TRIM_HORIZON"}
     if from_ms is not None:
         start = {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": max(0, from_ms - _SLACK_MS) / 1000}
+    by_arn = _named(stream) if stream.startswith("arn:") else {}  # AWS needs it for streams of other accounts
     iterator = kinesis.get_shard_iterator(**_named(stream), ShardId=shard, **start)["ShardIterator"]
     while iterator:
-        answer = kinesis.get_records(ShardIterator=iterator, Limit=10_000)
+        answer = kinesis.get_records(ShardIterator=iterator, Limit=10_000, **by_arn)
         iterator = answer.get("NextShardIterator")
         arrival_ms = 0
         for record in answer["Records"]:
