@@ -823,6 +823,7 @@ def _payloads(draw) -> bytes:
 @given(data=_payloads() | st.binary(max_size=20), coerce=st.booleans())
 @example(data=b'{"k":"a","i":1,"owner":{},"d":1' + b"0" * 5000 + b"}", coerce=False)
 @example(data=b'{"k":"a","i":1,"owner":{},"f":"1e-200"}', coerce=True)
+@example(data=b'{"k":"a","i":1,"owner":{},"d":99999999999.999999999999999999}', coerce=False)
 def test_both_readings_agree_on_what_is_clean_and_on_its_values(data: bytes, coerce: bool) -> None:
     schema, reading = DECLARED[coerce]
     (record,) = schema.read([data])

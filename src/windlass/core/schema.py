@@ -426,13 +426,13 @@ def _exact(value: Any, field: Field) -> Any:
         number = EXACT.normalize(number)
     except (Inexact, InvalidOperation):
         number = MAGNITUDE_END
-    if not MAGNITUDE_LOW <= abs(number) < MAGNITUDE_END:
+    if not MAGNITUDE_LOW <= number.copy_abs() < MAGNITUDE_END:
         return _out_of_range(str(value), field, "; DynamoDB holds 38 digits between 1E-130 and 1E+126")
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int)
     if field.decimals is not None:
         whole_digits = DIGITS_MAX - HEADROOM_DIGITS - field.decimals
-        if -exponent > field.decimals or abs(number) >= Decimal(10) ** whole_digits:
+        if -exponent > field.decimals or number.copy_abs() >= Decimal(10) ** whole_digits:
             room = f"; what is summed has at most {field.decimals} decimals and {whole_digits} digits before them"
             return _out_of_range(str(value), field, room)
     return number
