@@ -214,7 +214,7 @@ def _decimal_to_wire(value: Decimal) -> Wire:
     if exact is None or not exact.is_finite():
         msg = f"DynamoDB holds 38 digits between 1E-130 and 1E+126; found {str(value)[:200]}"
         raise ItemRefused(msg)
-    return {"N": str(exact)}
+    return {"N": format(_NUMBERS.normalize(exact), "f")}  # plain and short: moto adds no "0E-18"
 
 
 _TO_WIRE: dict[type, Callable[[Any], Wire]] = {
@@ -382,14 +382,13 @@ class _Merge:
         return new
 
     def _condition(self, words: _Expression, old: Item | None) -> str:
-        partition = words.name(self.keys.partition.name)
         if self.looks and old is None:
-            return f"attribute_not_exists({partition})"
+            return f"attribute_not_exists({words.name(self.keys.partition.name)})"
         fence = words.name(self.fence)
         new = f"(attribute_not_exists({fence}) OR {fence} < {words.value(self.row.first)})"
         if not self.keys.keeps_windows:
             same = f"{words.name(WINDOW_START)} = {words.value(self.row.window.start)}"
-            new = f"(attribute_not_exists({partition}) OR ({same} AND {new}))"
+            new = f"(attribute_not_exists({words.name(self.keys.partition.name)}) OR ({same} AND {new}))"
         if not self.looks:
             return new
         assert old is not None
@@ -427,9 +426,18 @@ _NO_PERMISSION = frozenset(
         "InvalidSignatureException",
     }
 )
-_WRONG_KEYS = ("does not match the schema", "Type mismatch for key", "Missing the key")
+_WRONG_KEYS_LOCAL = ("number of conditions on the keys", "required keys was not given")  # DynamoDB Local's words
+_WRONG_KEYS = ("does not match the schema", "Type mismatch for key", "Missing the key", *_WRONG_KEYS_LOCAL)
 _WRONG_TYPE = ("incorrect data type", "incorrect operand type", "operand type")
-_REFUSED = ("Item size", "empty string", "Number overflow", "Number underflow", "38 significant digits", "magnitude")
+_REFUSED = (
+    "Item size",
+    "empty string",
+    "Number overflow",
+    "Number underflow",
+    "38 significant digits",
+    "38 digits",
+    "magnitude",
+)
 
 
 class DynamoTable:
