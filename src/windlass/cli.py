@@ -162,6 +162,48 @@ def verify(
     raise typer.Exit(command.run(options))
 
 
+@app.command()
+def demo(
+    app: Annotated[
+        str | None, typer.Argument(help="A Windows pipeline, path/app.py:name; the taxi example when left out.")
+    ] = None,
+    for_s: Annotated[
+        float | None,
+        typer.Option("--for", min=0.1, metavar="SECONDS", help="Produce so long; 20, or to the end of the file."),
+    ] = None,
+    every: Annotated[int | None, typer.Option(min=1, max=900, metavar="SECONDS", help="The window's length.")] = 5,
+    shards: Annotated[int, typer.Option(min=1, max=64, help="How many shards the stream has.")] = 4,
+    rate: Annotated[float, typer.Option(min=0, help="Records a second; 0 for as fast as it goes.")] = 2000.0,
+    dialect: Annotated[DialectName, typer.Option(help="How trips are written.")] = DialectName.MIXED,
+    aggregate: Annotated[
+        bool, typer.Option("--aggregate/--plain", help="Pack records as the KPL does, or put each alone.")
+    ] = False,
+    unclean: Annotated[float, typer.Option(min=0, max=1, help="The share of records to spoil.")] = 0.03,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same records.")] = 7,
+    csv: Annotated[Path | None, typer.Option(help="A CSV or NDJSON file to send instead of drawn trips.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the whole job on this machine: stream, producer, windows, table; then verify it, item by item.
+
+    Exit status: 0 exact, 1 different, 2 could not run. Needs nothing but this package with its extras.
+    """
+    from windlass.commands import demo as command
+    from windlass.local.demo import Options
+
+    options = Options(
+        every_s=every,
+        for_s=for_s if for_s is not None or csv else 20.0,
+        shards=shards,
+        rate=rate,
+        dialect=dialect.value,
+        aggregate=aggregate,
+        unclean=unclean,
+        seed=seed,
+        csv=csv,
+    )
+    raise typer.Exit(command.run(app, options, as_json=json))
+
+
 def main() -> None:
     """The `windlass` command."""
     app()

@@ -63,6 +63,18 @@ class Windows:
     ) -> None:
         _one_of("layout", layout, get_args(Layout))
         _one_of("aggregates", aggregates, get_args(Aggregates))
+        self._declared: dict[str, Any] = {
+            "key": key,
+            "every": every,
+            "totals": totals,
+            "table": table,
+            "layout": layout,
+            "quarantine": quarantine,
+            "coerce": coerce,
+            "aggregates": aggregates,
+            "delivery": delivery,
+            "state_bytes_max": state_bytes_max,
+        }
         self.plan = compile_windows(
             record,
             key=key,
@@ -83,6 +95,10 @@ class Windows:
     def handler_on(self, open_seams: Any) -> WindowsHandler:
         """The same function on other seams: tests, the simulator, a local run."""
         return WindowsHandler(self.plan, open_seams, self.delivery, self.aggregates)
+
+    def changed(self, **changes: Any) -> "Windows":
+        """The same declaration with some of its arguments changed: `trips.changed(every=timedelta(seconds=5))`."""
+        return Windows(self.record, **(self._declared | changes))
 
     @property
     def table_keys(self) -> TableKeys:

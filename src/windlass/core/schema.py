@@ -36,7 +36,7 @@ class DeclarationError(TypeError):
     """A declaration that cannot work, found when it is made. The message says what to do."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, kw_only=True):
     """Base of your record types: `class Trip(Record): vendorId: int`.
 
     Field names are the JSON member names; `field(name="vendor_id")` renames one. Members that are not declared
