@@ -885,7 +885,7 @@ def test_fences_fill_an_item_up_to_400_kb_in_memory_too() -> None:
     table.merge(row(1, shard=1))
     with pytest.raises(ItemRefused, match="409600 bytes"):
         table.merge(row(1, shard=2))
-    assert len(stored(table, 1)[0]) == 6
+    assert sum(name.startswith("applied#") for name in stored(table, 1)[0]) == 2
 
 
 @pytest.mark.parametrize("key", ["x" * 2049, "Ž" * 1025])
