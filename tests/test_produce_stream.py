@@ -129,6 +129,13 @@ def test_a_url_that_is_none_says_how_one_looks():
         open_stream("taxi", endpoint_url="foo")
 
 
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:9"])
+def test_a_profile_that_is_not_there_says_so(no_credentials, monkeypatch, url):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StreamError, match=r"profile \(nobody\) could not be found; see `aws configure list`"):
+        open_stream("taxi", endpoint_url=url)
+
+
 def test_some_refused_are_answered_one_by_one():
     answer = {
         "FailedRecordCount": 1,

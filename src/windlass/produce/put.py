@@ -268,33 +268,33 @@ class _Putter:
     def _put(self, batch: list[KinesisRecord]) -> list[tuple[KinesisRecord, str]]:
         """Put a batch, retries and all; the carriers that landed elsewhere, each with the shard it is on."""
         left, misplaced = batch, []
-        refusals: list[Refused] = []
+        refused: list[tuple[KinesisRecord, Refused]] = []
         for attempt in range(self._limits.attempts_max):
             if attempt:
                 self._tally.retried += len(left)
                 self._sleep(backoff_s(attempt, self._limits, self._rng))
-            answers = self._stream.put(left)
-            refused = [(entry, said) for entry, said in zip(left, answers, strict=True) if isinstance(said, Refused)]
-            for entry, said in zip(left, answers, strict=True):
-                if isinstance(said, Stored):
-                    if entry.shard in (None, said.shard):
-                        self._tally.store(entry, entry.users)
-                    else:
-                        misplaced.append((entry, said.shard))
-            left, refusals = [entry for entry, _ in refused], [said for _, said in refused]
+            refused = []
+            for entry, said in zip(left, self._stream.put(left), strict=True):
+                if isinstance(said, Refused):
+                    refused.append((entry, said))
+                elif entry.shard in (None, said.shard):
+                    self._tally.store(entry, entry.users)
+                else:
+                    misplaced.append((entry, said.shard))
+            left = [entry for entry, _ in refused]
             if not left:
                 return misplaced
-        self._give_up(left, refusals, len(batch))
+        self._give_up(refused, len(batch))
         return misplaced
 
-    def _give_up(self, left: list[KinesisRecord], refusals: list[Refused], of: int) -> None:
-        for entry, refusal in zip(left, refusals, strict=True):
-            self._tally.fail(refusal.code, len(entry.users))
-        if len(left) == of:
+    def _give_up(self, refused: list[tuple[KinesisRecord, Refused]], of: int) -> None:
+        for entry, said in refused:
+            self._tally.fail(said.code, len(entry.users))
+        if len(refused) == of:
+            last = refused[-1][1]
             msg = (
-                f"the stream took nothing of a batch of {of} in {self._limits.attempts_max} attempts, "
-                f"the last answer being {refusals[-1].code} {refusals[-1].message}".rstrip()
-                + "; lower --rate, add shards, or see what ails the endpoint"
+                f"the stream took nothing of a batch of {of} in {self._limits.attempts_max} attempts, the last "
+                f"answer being {last.code} {last.message}; lower --rate, add shards, or see what ails the endpoint"
             )
             raise StreamError(msg)
 
@@ -303,10 +303,8 @@ class _Putter:
         self.shards = ShardMap(self._stream.shards())
         again: list[UserRecord] = []
         for entry, shard_id in misplaced:
-            outside = [user for user in entry.users if not self._takes(shard_id, user)]
-            inside = [user for user in entry.users if self._takes(shard_id, user)]
-            self._tally.store(entry, inside)
-            again += outside
+            self._tally.store(entry, [user for user in entry.users if self._takes(shard_id, user)])
+            again += [user for user in entry.users if not self._takes(shard_id, user)]
         self._tally.misplaced += len(again)
         for batch in batches(map(plain, again), self._limits):
             self._put(batch)

@@ -129,27 +129,33 @@ def open_stream(name: str, *, endpoint_url: str | None = None, region: str = "us
     """The stream of that name at AWS or at `endpoint_url`; nothing is called yet.
 
     A local endpoint (127.0.0.1, localhost) gets made-up credentials when none are configured.
-    StreamError where the URL is none.
+    StreamError where the URL, the region or the profile is none.
     """
+    try:
+        clients = _session(endpoint_url, region)
+        return KinesisStream(name, reader=_client(clients, endpoint_url, 3), writer=_client(clients, endpoint_url, 1))
+    except BotoCoreError as error:  # before ValueError, as some of these are both
+        msg = f"{error}; see `aws configure list` for where profile, region and credentials come from"
+        raise StreamError(msg) from error
+    except ValueError as error:
+        msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
+        raise StreamError(msg) from error
+
+
+def _session(endpoint_url: str | None, region: str) -> boto3.Session:
     session = botocore.session.Session()
-    local = endpoint_url is not None and urlsplit(endpoint_url).hostname in LOCAL_HOSTS
-    if local:
+    if endpoint_url is not None and urlsplit(endpoint_url).hostname in LOCAL_HOSTS:
         # The instance's role is asked for over the network, which takes seconds where there is none.
         session.get_component("credential_provider").remove("iam-role")
         if session.get_credentials() is None:
             session.set_credentials("local", "local")
-    clients = boto3.Session(botocore_session=session, region_name=region)
+    return boto3.Session(botocore_session=session, region_name=region)
 
-    def client(attempts_max: int) -> Any:
-        retries = {"mode": "standard", "total_max_attempts": attempts_max}
-        config = Config(retries=retries, connect_timeout=5, read_timeout=30)
-        return clients.client("kinesis", endpoint_url=endpoint_url, config=config)
 
-    try:
-        return KinesisStream(name, reader=client(3), writer=client(1))
-    except (ValueError, BotoCoreError) as error:
-        msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
-        raise StreamError(msg) from error
+def _client(clients: boto3.Session, endpoint_url: str | None, attempts_max: int) -> Any:
+    retries = {"mode": "standard", "total_max_attempts": attempts_max}
+    config = Config(retries=retries, connect_timeout=5, read_timeout=30)
+    return clients.client("kinesis", endpoint_url=endpoint_url, config=config)
 
 
 def _entry(entry: KinesisRecord) -> dict[str, Any]:
