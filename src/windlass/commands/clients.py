@@ -1,5 +1,6 @@
 """boto3 clients as the commands ask for them: `--endpoint-url`, `--region`, and no credentials needed at home."""
 
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any
     gets made-up credentials where there are none.
     """
     session = botocore.session.Session()
+    session.register_component("data_loader", _loader())
     if endpoint_url and urlsplit(endpoint_url).hostname in _HOME:
         # The instance's role is asked for over the network, which takes seconds where there is none.
         session.get_component("credential_provider").remove("iam-role")
@@ -37,3 +39,9 @@ def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any
     except (ValueError, BotoCoreError) as error:
         msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
         raise ClientProblem(msg) from None
+
+
+@cache
+def _loader() -> Any:
+    """The descriptions of AWS's services, read from disk once for all clients: most of what a client costs."""
+    return botocore.session.Session().get_component("data_loader")

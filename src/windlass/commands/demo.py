@@ -103,7 +103,8 @@ def _stopped_by_ctrl_c(stop: threading.Event) -> Iterator[None]:
 def _watcher(err: TextIO) -> Callable[[Demo, threading.Event], None]:
     """Shows the windows filling, on a terminal; elsewhere it only waits."""
 
-    def wait(_: Demo, done: threading.Event) -> None:
+    def wait(demo: Demo, done: threading.Event) -> None:
+        print(f"producing into windows of {demo.pipeline.plan.every_s} s at {demo.endpoint_url}", file=err, flush=True)
         while not done.wait(REFRESH_S):  # in turns, so that Ctrl-C is heard
             pass
 
