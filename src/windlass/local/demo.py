@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,8 +83,11 @@ def moto_endpoint() -> Iterator[str]:
     server.start()
     try:
         _, port = server.get_host_and_port()
+        url = f"http://127.0.0.1:{port}"
+        # moto's state belongs to the process: an earlier run in it may have left its stream.
+        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # noqa: S310 - our own server
         with _made_up_credentials():
-            yield f"http://127.0.0.1:{port}"
+            yield url
     finally:
         server.stop()
 
@@ -112,14 +116,14 @@ class Demo:
         self.pipeline = pipeline
         self._options = options
         self.endpoint_url = endpoint_url
-        self._clients = {name: _client(name, endpoint_url) for name in ("kinesis", "dynamodb", "s3")}
+        self.clients = {name: _client(name, endpoint_url) for name in ("kinesis", "dynamodb", "s3")}
         self._telemetry = Kept()
         self._produced = Produced()
         self._poller: Poller | None = None
 
     def start(self) -> None:
         """Make stream, table and bucket, and let the mapping read."""
-        kinesis, dynamodb, s3 = self._clients["kinesis"], self._clients["dynamodb"], self._clients["s3"]
+        kinesis, dynamodb, s3 = self.clients["kinesis"], self.clients["dynamodb"], self.clients["s3"]
         kinesis.create_stream(StreamName=STREAM, ShardCount=self._options.shards)
         kinesis.get_waiter("stream_exists").wait(StreamName=STREAM, WaiterConfig={"Delay": 1})
         keys = self.pipeline.table_keys.attributes
@@ -148,14 +152,14 @@ class Demo:
         seams = Seams(
             DynamoTable(TABLE, self.pipeline.table_keys, endpoint_url=self.endpoint_url, region=REGION),
             self._quarantine(),
-            KinesisShards(self._clients["kinesis"]),
+            KinesisShards(self.clients["kinesis"]),
             self._telemetry,
             ThreadPoolExecutor(WRITERS),
         )
         return self.pipeline.handler_on(lambda: seams)
 
     def _quarantine(self) -> Quarantine:
-        return open_quarantine(f"s3://{BUCKET}/rejected", make_client=lambda: self._clients["s3"])
+        return open_quarantine(f"s3://{BUCKET}/rejected", make_client=lambda: self.clients["s3"])
 
     def produce_until(self, stop: threading.Event) -> Produced:
         """Put records until the time is over, the file ends, or `stop` is set."""
@@ -195,18 +199,18 @@ class Demo:
 
     def verify(self) -> Verdict:
         """Make the totals again from the stream itself, and compare them with the table, item by item."""
-        kinesis = self._clients["kinesis"]
+        kinesis = self.clients["kinesis"]
         return verify(
             self.pipeline.describe(),
             read_stream(kinesis, STREAM, now_ms=wall_clock_ms()),
-            read_table(self._clients["dynamodb"], TABLE),
+            read_table(self.clients["dynamodb"], TABLE),
             (msgspec.structs.asdict(line_of(record)) for record in self._quarantine().read()),
             ranges=shard_ranges(kinesis, STREAM),
         )
 
     def items(self) -> list[dict[str, Any]]:
         """The table's items, newest window first."""
-        found = read_table(self._clients["dynamodb"], TABLE)
+        found = read_table(self.clients["dynamodb"], TABLE)
         return sorted(found, key=lambda item: str(item["windowStart"]), reverse=True)
 
     def progress(self) -> Progress:
