@@ -226,6 +226,11 @@ def test_the_function_sees_lambdas_variables_and_its_own_but_none_of_ours(
     assert str(Path(function.__file__).parent) not in path
 
 
+def test_the_functions_own_variables_win_over_the_machines(host: Host) -> None:
+    url = "AWS_ENDPOINT_URL"
+    assert answer(host(SEES, platform={url: "http://machine"}, variables={url: "http://own"}))[0][url] == "http://own"
+
+
 def test_every_variable_that_lambda_reserves_is_lambdas(host: Host) -> None:
     sees = host(SEES, variables={name: "mine" for name in function.RESERVED_VARIABLES if "ACCESS" not in name})
     variables = answer(sees)[0]
@@ -565,15 +570,47 @@ print(f.invoke(b"{{}}").payload.decode(), flush=True)
 """
 
 
+BUSY_HOST_SCRIPT = """
+import sys, threading
+from windlass.local.function import Code, Function, Settings
+from pathlib import Path
+started = threading.Event()
+def log(at, stream, line):
+    if line.startswith("pid"):
+        print(line.split()[1], flush=True)
+        started.set()
+f = Function(Settings(name="f", runtime=sys.argv[1], handler="app.handler"), Code(Path(sys.argv[2])), log=log)
+threading.Thread(target=f.invoke, args=(b"{}",), kwargs={"timeout_ms": 60_000}, daemon=True).start()
+started.wait(10)
+"""
+
+
+@linux
+def test_a_busy_function_does_not_outlive_its_host_either(tmp_path: Path) -> None:
+    source = "import os, time\ndef handler(event, context):\n    print('pid', os.getpid())\n    time.sleep(60)"
+    (tmp_path / "app.py").write_text(source)
+    told = subprocess.run(
+        [sys.executable, "-c", BUSY_HOST_SCRIPT, RUNTIME, str(tmp_path)], capture_output=True, timeout=30, check=True
+    )
+    assert gone_soon(int(told.stdout))
+
+
 @linux
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_function_outlives_a_host_that_forgot_to_close_it(tmp_path: Path, end: str) -> None:
     (tmp_path / "app.py").write_text("import os\ndef handler(event, context): return os.getpid()")
     script = HOST_SCRIPT.format(end=end)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     told = subprocess.run(
-        [sys.executable, "-c", script, RUNTIME, str(tmp_path)], capture_output=True, timeout=30, check=False
+        [sys.executable, "-c", script, RUNTIME, str(tmp_path)],
+        capture_output=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
     assert gone_soon(int(told.stdout))
+    assert told.returncode == -signal.SIGKILL or list(scratch.iterdir()) == []
 
 
 @linux
@@ -750,12 +787,70 @@ def test_a_sink_that_fails_stops_the_call_and_the_function_serves_the_next(host:
             msg = "disk full"
             raise OSError(msg)
 
-    says = host("def handler(event, context):\n    print('hello')\n    return 1", log=sink)
+    source = "import time\ndef handler(event, context):\n    print('hello')\n    time.sleep(event)\n    return 1"
+    says = host(source, log=sink)
     with pytest.raises(OSError, match="disk full"):
-        says.invoke(b"1")
+        says.invoke(b"60")
     broken[0] = False
 
-    assert answer(says) == 1
+    assert answer(says, 0) == 1
+
+
+def test_a_line_without_an_end_does_not_pile_up() -> None:
+    seen: list[str] = []
+    log = environment._Log(lambda _, __, line: seen.append(line), "s", lambda: 0)
+    for _ in range(9):
+        log.feed(b"x" * 64 * 1024)
+
+    assert [len(line) for line in seen] == [256 * 1024] * 2
+    log.flush()
+    assert [len(line) for line in seen] == [256 * 1024] * 2 + [64 * 1024]
+
+
+def test_what_a_process_says_as_it_ends_between_calls_is_logged_with_the_next(host: Host) -> None:
+    ends = host(
+        """
+        import os, threading, time
+        def end():
+            time.sleep(0.02)
+            os.write(1, b"last words")
+            os._exit(1)
+        def handler(event, context):
+            if event: threading.Thread(target=end).start()
+            return os.getpid()
+        """
+    )
+    before = answer(ends, 1)
+    assert gone_soon(before)
+    outcome = called(ends, 0)
+
+    assert outcome.ending is Ending.ANSWERED
+    assert json.loads(outcome.payload) != before
+    assert outcome.lines[0] == "last words"
+
+
+# --- The Runtime API --------------------------------------------------------------------------------------
+
+
+def test_the_runtime_api_refuses_what_is_out_of_turn_and_serves_on(host: Host) -> None:
+    asks = host(
+        """
+        import os, urllib.error, urllib.request
+        api = "http://" + os.environ["AWS_LAMBDA_RUNTIME_API"]
+        def status(path, body=None):
+            try: return urllib.request.urlopen(api + path, body).status
+            except urllib.error.HTTPError as error: return error.code
+            except OSError: return "dropped"
+        def handler(event, context):
+            base = "/2018-06-01/runtime/"
+            return [status(base + "invocation/other/response", b"1"), status(base + "invocation/next"),
+                    status(base + "restore/next"), status("/"), status(base + "init/error", b"{}"),
+                    status("/?" + "x" * 3_000_000)]
+        """,
+        timeout_ms=10_000,
+    )
+    for _ in range(2):
+        assert answer(asks) == [400, 403, 404, 404, 403, "dropped"]
 
 
 # --- Concurrency ------------------------------------------------------------------------------------------

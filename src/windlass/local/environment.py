@@ -403,6 +403,7 @@ def _refusal(status: int, kind: str, message: str) -> bytes:
     return response(status, json.dumps({"errorMessage": message, "errorType": kind}).encode())
 
 
+_OUT_OF_TURN = _refusal(403, "InvalidStateTransition", "an invocation is under way; answer it first")
 _ACCEPTED = response(202, b'{"status":"OK"}\n')
 
 
@@ -507,8 +508,9 @@ class _Process:
         """Signal the whole group. Safe to repeat, and from any thread."""
         if self._reaped:
             return  # the id may be another's by now
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for end in (os.killpg, os.kill):  # by its own id too: macOS refuses a group that has a zombie in it
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                end(self.pid, signal.SIGKILL)
 
     def end(self) -> int:
         """Kill, reap, close. The exit status, negative for a signal."""
@@ -642,7 +644,6 @@ class Environment:
         self._drain()
         if isinstance(result, Fault) and result.ending is not Ending.FAILED:
             self._reset()
-        self._log.flush()
         outcome = self._outcome(call, result, started_ms, (monotonic() - begun) * 1000, init_ms)
         self._close_log(call, outcome)
         return msgspec.structs.replace(outcome, lines=self._log.lines())
@@ -656,6 +657,7 @@ class Environment:
         taken_ms = (monotonic() - begun) * 1000
         if fault is None:
             return taken_ms
+        self._drain()
         self._log.write(init_report_line(taken_ms, "init", fault))
         self._reset()
         return None
@@ -672,6 +674,7 @@ class Environment:
         begun = monotonic()
         fault = self._bring_up(call, deadline)
         if fault:
+            self._drain()
             self._log.write(init_report_line((monotonic() - begun) * 1000, "invoke", fault))
         return fault
 
@@ -691,7 +694,6 @@ class Environment:
             return None
         if self._init_fault:
             self._pump(lambda: False, monotonic() + _LAST_WORDS_SECONDS)
-        self._drain()
         return self._init_fault or self._ended(call)
 
     def _no_entry(self, call: Call, launch: Launch, error: Exception) -> Fault:
@@ -798,10 +800,11 @@ class Environment:
         self._over_memory |= peak_mb > self._limits.memory_mb
 
     def _drain(self) -> None:
-        """The output that is in the pipe by now. Bounded: a child may go on writing."""
+        """The output that is in the pipe by now, ended as a line. Bounded: a child may go on writing."""
         for _ in range(KEPT_BYTES_MAX // _READ_BYTES):
             if not self._process or not self._read_output():
-                return
+                break
+        self._log.flush()
 
     def _read_output(self) -> bool:
         assert self._process is not None
@@ -876,7 +879,7 @@ class Environment:
 
     def _on_next(self, connection: _Connection) -> None:
         if self._request_id and self._answer is None:
-            connection.send(_refusal(403, "InvalidStateTransition", "the current invocation has no answer yet"))
+            connection.send(_OUT_OF_TURN)
         else:
             self._parked = connection
 
@@ -894,6 +897,8 @@ class Environment:
         return _ACCEPTED
 
     def _on_init_error(self, request: Request) -> bytes:
+        if self._request_id:
+            return _OUT_OF_TURN
         kind = request.headers.get("lambda-runtime-function-error-type")
         self._init_fault = reported_fault(Ending.INIT_FAILED, request.body, kind)
         return _ACCEPTED

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import uuid
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -341,6 +342,12 @@ def _no_sink(timestamp_ms: int, log_stream: str, line: str) -> None:
     pass
 
 
+def _remove_folders(folders: tuple[Path, ...], owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of this program
+        for folder in folders:
+            remove_tree(folder)
+
+
 class Function:
     """A function that can be called, from any number of threads.
 
@@ -367,6 +374,9 @@ class Function:
         self._now_ms = now_ms
         self._new_id = new_id
         self._work = Path(tempfile.mkdtemp(prefix="windlass-function-")).resolve()
+        # Also when the program ends, or the function is dropped, without `close`.
+        folders = (self._work, code.folder) if code.owned else (self._work,)
+        self._remove_folders = weakref.finalize(self, _remove_folders, folders, os.getpid())
         self._python = self._choose_python(python)
         self._free = threading.Condition()
         self._idle: list[Environment] = []  # the last used is the next used
@@ -425,9 +435,7 @@ class Function:
         with self._free:
             while self._environments:
                 self._free.wait()
-        remove_tree(self._work)
-        if self._code.owned:
-            remove_tree(self._code.folder)
+        self._remove_folders()
 
     def _take(self) -> Environment | Throttled:
         with self._free:
