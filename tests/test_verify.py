@@ -479,13 +479,17 @@ KEY, RECORD = b"\x0a\x01k", b"\x1a\x05\x08\x00\x1a\x01x"
         (KEY + RECORD + b"\x1a\x05\x08\x00\x1a\x02x", None),  # cut off
         (KEY + RECORD + b"\x2c", None),  # a group's end without its beginning
         (KEY + RECORD + b"\x2b", None),
+        (KEY + RECORD + b"\x53\x08\x01\x5c", None),  # another group's end
         (KEY + RECORD + b"\x00\x00", None),  # field number 0
+        (KEY + RECORD + b"\xf8\xff\xff\xff\x1f\x00", None),  # a field number beyond 29 bits
         (KEY + RECORD + b"\x08" + b"\xff" * 10 + b"\x00", None),
     ],
 )
 def test_a_carrier_is_read_whole_or_not_at_all(message: bytes, records: list[bytes] | None) -> None:
     opened = open_carrier(carrier(message))
     assert (opened and [record.data for record in opened]) == records
+    other = deaggregate(carrier(message))
+    assert (None if isinstance(other, CorruptAggregate) else other.payloads) == records
 
 
 def test_a_user_record_belongs_where_its_explicit_hash_key_or_else_its_partition_key_says() -> None:
@@ -561,6 +565,7 @@ def read(spec: dict[str, Any], data: bytes, *, coerce: bool = False, key: bool =
         (b'{"k":1,"v":2,"x":"\\ud800"}', "not_json"),
         (b'{"k":1,"v":2,"x":"\\ud800\\u0041"}', "not_json"),
         (b'{"k":1,"v":2,"x":"\\ud800-\\udc00"}', "not_json"),
+        (b'{"k":1,"v":2,"x":"\\ud800-\\n"}', "not_json"),
         (b'{"k":1,"v":2,"\\udc00":1}', "not_json"),
         (b"[" * 100_000, "not_json"),
         (b"null", "not_an_object"),
