@@ -39,6 +39,7 @@ from windlass.table import (
     dynamo_client,
     item_from_wire,
     item_to_wire,
+    to_wire,
 )
 
 HISTORY = TableKeys.history("vendorId", "N")
@@ -112,10 +113,20 @@ def row(
 
 
 def stored(table: Table, key: object) -> list[Item]:
-    """The items of a partition key, by window."""
+    """The items of a partition key, by window or other sort key."""
     name = table.keys.partition.name
-    found = (item for item in table.items() if item[name] == key)
-    return sorted(found, key=lambda item: str(item.get("windowStart")))
+    if not isinstance(table, DynamoTable):
+        return sorted(
+            (item for item in table.items() if item[name] == key), key=lambda item: [*table.keys.of(item).items()]
+        )
+    found = table.client.query(
+        TableName=table.name,
+        ConsistentRead=True,
+        KeyConditionExpression="#k = :k",
+        ExpressionAttributeNames={"#k": name},
+        ExpressionAttributeValues={":k": to_wire(key)},
+    )
+    return [item_from_wire(item) for item in found["Items"]]
 
 
 def totals(table: Table, key: object) -> Item:
@@ -433,6 +444,56 @@ def test_eight_shards_meet_in_one_item_at_the_same_time(form: servers.Form, keys
     assert totals(table, key) == {"n": 40} | ({} if kind == "sums" else {"high": 5})
 
 
+class Between:
+    """A client that lets another writer come between, once, right before the first call of an operation."""
+
+    def __init__(self, client: Any, operation: str, other: Callable[[], object]) -> None:
+        self._client = client
+        self._operation = operation
+        self._others = [other]
+
+    def __getattr__(self, operation: str) -> Any:
+        if operation == self._operation and self._others:
+            self._others.pop()()
+        return getattr(self._client, operation)
+
+
+RACING = [
+    # layout, window stored before, operation that the other writer comes right before
+    (LATEST, WINDOW, "put_item"),
+    (LATEST, None, "update_item"),
+    (HISTORY, None, "update_item"),
+]
+
+
+@pytest.mark.parametrize(("keys", "before", "operation"), RACING)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_writer_that_comes_between_is_seen(
+    form: servers.Form, keys: TableKeys, before: Window | None, operation: str, kind: str
+) -> None:
+    table, key = form.table(keys), servers.own_key()
+    if not isinstance(table, DynamoTable):
+        pytest.skip("a merge in memory is one step")
+    if before is not None:
+        table.merge(row(key, 1, 9, window=before, **KINDS[kind]))
+    other = row(key, 10, 19, shard=1, window=LATER, add={"passenger": 7}, most={"high": 70})
+    racing = DynamoTable(table.name, keys, client=Between(table.client, operation, lambda: table.merge(other)))
+    assert racing.merge(row(key, 10, 19, window=LATER, **KINDS[kind])) is Merged.APPLIED
+    found = totals(table, key)
+    assert (found["passenger"], found["high"]) == (12, 70)
+
+
+def test_a_newer_window_that_comes_between_supersedes(form: servers.Form) -> None:
+    table, key = form.table(LATEST), servers.own_key()
+    if not isinstance(table, DynamoTable):
+        pytest.skip("a merge in memory is one step")
+    table.merge(row(key, 1, 9))
+    newest = row(key, 20, 29, shard=1, window=Window(LATER.end_ms, LATER.end_ms + 30_000), add={"passenger": 7})
+    racing = DynamoTable(table.name, LATEST, client=Between(table.client, "put_item", lambda: table.merge(newest)))
+    assert racing.merge(row(key, 10, 19, window=LATER)) is Merged.SUPERSEDED
+    assert totals(table, key) == {"passenger": 7}
+
+
 @LAYOUTS
 def test_two_shards_in_any_interleaving_give_the_same_item(form: servers.Form, keys: TableKeys) -> None:
     table = form.table(keys)
@@ -531,8 +592,16 @@ def test_put_takes_more_items_than_one_request_does(form: servers.Form) -> None:
     table, key = form.table(POSITIONS), str(servers.own_key())
     items = [{"shard": key, "position": f"{number:03d}"} for number in range(60)]
     assert table.put(items) == {}
-    assert sorted(stored(table, key), key=lambda item: item["position"]) == items
+    assert stored(table, key) == items
     assert table.put([]) == {}
+
+
+def test_items_are_all_there_however_many_pages_they_take(form: servers.Form) -> None:
+    table, key = form.table(POSITIONS), str(servers.own_key())
+    items = [{"shard": key, "position": f"{number:03d}", "data": "x" * 60_000} for number in range(20)]
+    table.put(items)
+    found = sorted((item for item in table.items() if item["shard"] == key), key=lambda item: item["position"])
+    assert found == items
 
 
 def test_put_replaces_the_whole_item(form: servers.Form) -> None:
