@@ -6,11 +6,19 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class AppProblem(Exception):
     """The pipeline cannot be loaded. One line: what is wrong, what was found, what to do."""
+
+
+class App(NamedTuple):
+    """A pipeline, and where it was found: `module.name`."""
+
+    pipeline: Any
+    module: ModuleType
+    name: str
 
 
 def load_app(text: str) -> Any:
@@ -18,6 +26,11 @@ def load_app(text: str) -> Any:
 
     Where the module has exactly one pipeline, its name may be left out. The module is imported: its code runs.
     """
+    return find_app(text).pipeline
+
+
+def find_app(text: str) -> App:
+    """The same, with where it was found. Raises AppProblem."""
     place, separator, name = text.rpartition(":")
     if not separator or name.endswith(".py") or "/" in name or "\\" in name:
         place, name = text, ""
@@ -25,7 +38,8 @@ def load_app(text: str) -> Any:
         msg = f"{text!r} names no pipeline: write path/app.py:name or package.module:name"
         raise AppProblem(msg)
     module = _import_file(Path(place)) if _is_path(place) else _import_module(place)
-    return _pipeline(module, place, name)
+    name = name or _only_name(module, place)
+    return App(_pipeline(module, place, name), module, name)
 
 
 def _is_path(place: str) -> bool:
@@ -79,14 +93,16 @@ def _cause(error: BaseException, path: Path | None) -> str:
     return f"{text} (line {lines[-1]})" if lines else text
 
 
-def _pipeline(module: ModuleType, place: str, name: str) -> Any:
-    names = [each for each, value in vars(module).items() if _is_pipeline(value) and not each.startswith("_")]
-    listed = ", ".join(names) or "none"
-    if not name:
-        if len(names) == 1:
-            return getattr(module, names[0])
-        msg = f"{place} has several pipelines or none ({listed}): write {place}:name"
+def _only_name(module: ModuleType, place: str) -> str:
+    names = _names(module)
+    if len(names) != 1:
+        msg = f"{place} has several pipelines or none ({', '.join(names) or 'none'}): write {place}:name"
         raise AppProblem(msg)
+    return names[0]
+
+
+def _pipeline(module: ModuleType, place: str, name: str) -> Any:
+    listed = ", ".join(_names(module)) or "none"
     if not hasattr(module, name):
         msg = f"{place} has no {name!r}; pipelines there: {listed}"
         raise AppProblem(msg)
@@ -95,6 +111,10 @@ def _pipeline(module: ModuleType, place: str, name: str) -> Any:
         msg = f"{place}:{name} is not a pipeline but {type(found).__name__}; pipelines there: {listed}"
         raise AppProblem(msg)
     return found
+
+
+def _names(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if _is_pipeline(value) and not name.startswith("_")]
 
 
 def _is_pipeline(value: Any) -> bool:
