@@ -33,7 +33,7 @@ def reason_for(data: bytes) -> Reason | None:
     """What the consumer makes of the bytes: a reason, or None for a clean record."""
     if data.startswith(MAGIC):
         return Reason.CORRUPT_AGGREGATE if isinstance(deaggregate(data), CorruptAggregate) else None
-    (read,) = SCHEMA.read([data])
+    (read,), _ = SCHEMA.read([data])
     return read.reason if isinstance(read, Fault) else None
 
 

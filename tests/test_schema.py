@@ -45,7 +45,7 @@ class Plain(Record):
 
 
 def read(record: type[Record], data: bytes, *, coerce: bool = False) -> Any:
-    return Schema("X", fields_of(record), coerce=coerce).read([data])[0]
+    return Schema("X", fields_of(record), coerce=coerce).read([data])[0][0]
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,15 @@ def test_one_bad_record_takes_only_itself_out_of_a_batch():
     good, bad = b'{"vendorId": 1, "passengerCount": 2}', b"{"
     schema = Schema("X", fields_of(Plain), coerce=False)
 
-    found = schema.read([bad, good, bad, bad, good, bad])
+    found, faults = schema.read([bad, good, bad, bad, good, bad])
 
     assert [isinstance(record, Fault) for record in found] == [True, False, True, True, False, True]
+    assert faults == [0, 2, 3, 5]
 
 
 def test_bad_utf8_in_one_record_leaves_the_others_of_the_batch_readable():
     schema = Schema("X", fields_of(Plain), coerce=False)
-    found = schema.read(
+    found, _ = schema.read(
         [b'{"vendorId": 1, "passengerCount": 2}', b"\xff", '{"vendorId": 1, "passengerCount": 2, "é": "ü"}'.encode()]
     )
 
@@ -157,7 +158,7 @@ def exact(data: str, *, coerce: bool = False, decimals: int = 18) -> Any:
         totals={"fares": Sum("fare", decimals=decimals), "tips": Sum("tip"), "most": Max("least")},
         coerce=coerce,
     )
-    return plan.schema.read([data.encode()])[0]
+    return plan.schema.read([data.encode()])[0][0]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,18 @@ def test_a_total_may_keep_fewer_decimals_and_larger_numbers():
         "12345678901234567890.25"
     )
     assert exact('{"key": "a", "fare": 0.125, "tip": 0}', decimals=2).reason == Reason.OUT_OF_RANGE
+
+
+class Price(Record):
+    key: str
+    price: Annotated[Decimal, Range(0.1, 0.3)]
+
+
+@pytest.mark.parametrize(("text", "inside"), [("0.1", True), ("0.3", True), ("0.09999", False), ("0.30001", False)])
+def test_a_decimals_bounds_are_the_decimals_that_were_written(text, inside):
+    found = read(Price, f'{{"key": "a", "price": {text}}}'.encode())
+
+    assert isinstance(found, Fault) is not inside
 
 
 @pytest.mark.parametrize("text", ['"1"', "true", "null", "[]", "{}"])

@@ -44,9 +44,8 @@ class KinesisShards:
 
     def _list(self, stream_arn: str) -> None:
         try:
-            pages = self._client.get_paginator("list_shards").paginate(StreamARN=stream_arn)
-            shards = [shard for page in pages for shard in page["Shards"]]
-        except Exception as error:  # noqa: BLE001 - whatever the reason, the message must say what to do
+            shards = self._pages(stream_arn)
+        except Exception as error:
             msg = (
                 f"ListShards of {stream_arn} failed ({error}); KPL aggregates need the shards' ranges. Allow "
                 'kinesis:ListShards to the function\'s role, or declare aggregates="keep_all"'
@@ -56,6 +55,15 @@ class KinesisShards:
             ends = shard["HashKeyRange"]
             within = HashRange(int(ends["StartingHashKey"]), int(ends["EndingHashKey"]))
             self._ranges[stream_arn, shard["ShardId"]] = within if shard.get("ParentShardId") else None
+
+    def _pages(self, stream_arn: str) -> list[dict[str, Any]]:
+        # By hand: ListShards refuses a stream beside NextToken, which is what boto3's paginator sends.
+        page = self._client.list_shards(StreamARN=stream_arn)
+        shards: list[dict[str, Any]] = page["Shards"]
+        while page.get("NextToken"):
+            page = self._client.list_shards(NextToken=page["NextToken"])
+            shards += page["Shards"]
+        return shards
 
 
 class KnownShards:

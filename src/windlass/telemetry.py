@@ -32,6 +32,19 @@ class Report(msgspec.Struct):
     state_bytes: int = 0
     failed: str = ""
 
+    def is_notable(self) -> bool:
+        """Whether the call wrote, refused, repeated or retried something, or closed a window."""
+        return bool(
+            self.final
+            or self.rejected
+            or self.late
+            or self.duplicates
+            or self.flushed_rows
+            or self.skipped_flushes
+            or self.superseded_rows
+            or self.throttled
+        )
+
     def metrics(self) -> dict[str, int]:
         """Metric names and values. Failed calls do not count records: the retry will."""
         trouble = {"RetryRounds": self.retry_rounds, "ThrottledWrites": self.throttled}
@@ -75,16 +88,21 @@ class PowertoolsTelemetry:
         self._lock = threading.Lock()
 
     def emit(self, report: Report) -> None:
-        """One EMF blob on stdout and one JSON log line."""
-        told = {name: value for name, value in msgspec.structs.asdict(report).items() if value}
+        """One EMF blob on stdout, and one JSON log line: at level DEBUG where there was nothing but folding."""
         with self._lock:
             for name, value in report.metrics().items():
                 self._metrics.add_metric(name=name, unit=self._units.get(name, self._count), value=value)
             self._metrics.flush_metrics()
             if report.failed:
-                self._logger.error("call failed", extra=told)
+                self._logger.error("call failed", extra=_told(report))
+            elif report.is_notable():
+                self._logger.info("call", extra=_told(report))
             else:
-                self._logger.info("call", extra=told)
+                self._logger.debug("call", extra={"received": report.received})
+
+
+def _told(report: Report) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.structs.asdict(report).items() if value}
 
 
 class Kept:

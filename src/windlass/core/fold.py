@@ -13,7 +13,8 @@ Rules of this file:
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -62,7 +63,7 @@ class Segment(msgspec.Struct):
     rows: dict[Key, Row] = {}
     bytes_bound: int = _STATE_FRAME_BYTES
 
-    def absorb(self, groups: dict[Key, list[Any]]) -> None:
+    def absorb(self, groups: Mapping[Key, list[Any]]) -> None:
         """Merge groups of records into the rows."""
         for key, group in groups.items():
             row = self.rows.get(key)
@@ -95,33 +96,46 @@ class Folder(msgspec.Struct, frozen=True):
         `records` are clean, in stream order, after everything that `segment` covers; `position_at(i)` is the
         position of records[i]. `segment` is changed in place.
         """
-        closed: list[Segment] = []
         if not records:
-            return closed, segment
-        groups: dict[Key, list[Any]] = {}
+            return [], segment
         if not segment.rows:
             segment.first = position_at(0)
-        index = 0
-        for key, record in zip(map(self.key_of, records), records, strict=True):
-            group = groups.get(key)
-            if group is not None:
-                group.append(record)
-            else:
-                if key not in segment.rows:
-                    grown = segment.bytes_bound + self.row_bytes(key)
-                    if grown > self.state_bytes_max and (segment.rows or groups):
-                        segment.absorb(groups)
-                        if index:  # else it closes where the call before left it
-                            segment.through = position_at(index - 1)
-                        closed.append(segment)
-                        segment, groups = self.empty(), {}
-                        segment.first = position_at(index)
-                        grown = segment.bytes_bound + self.row_bytes(key)
-                    segment.bytes_bound = grown
-                groups[key] = [record]
-            index += 1
+        keys = list(map(self.key_of, records))
+        fresh = set(keys).difference(segment.rows)
+        grown = segment.bytes_bound + sum(map(self.row_bytes, fresh))
+        if grown > self.state_bytes_max:
+            return self._fold_and_cut(segment, keys, records, position_at)
+        groups: defaultdict[Key, list[Any]] = defaultdict(list)
+        for key, record in zip(keys, records, strict=True):
+            groups[key].append(record)
         segment.absorb(groups)
-        segment.through = position_at(index - 1)
+        segment.bytes_bound = grown
+        segment.through = position_at(len(records) - 1)
+        return [], segment
+
+    def _fold_and_cut(
+        self, segment: Segment, keys: Sequence[Key], records: Sequence[Any], position_at: Callable[[int], str]
+    ) -> tuple[list[Segment], Segment]:
+        """The same, record by record, where the limit is in reach."""
+        closed: list[Segment] = []
+        groups: dict[Key, list[Any]] = {}
+        for index, (key, record) in enumerate(zip(keys, records, strict=True)):
+            if key in groups:
+                groups[key].append(record)
+                continue
+            if key not in segment.rows:
+                row_bytes = self.row_bytes(key)
+                if segment.bytes_bound + row_bytes > self.state_bytes_max and (segment.rows or groups):
+                    segment.absorb(groups)
+                    if index:  # else it ends where the call before left it
+                        segment.through = position_at(index - 1)
+                    closed.append(segment)
+                    segment, groups = self.empty(), {}
+                    segment.first = position_at(index)
+                segment.bytes_bound += row_bytes
+            groups[key] = [record]
+        segment.absorb(groups)
+        segment.through = position_at(len(records) - 1)
         return closed, segment
 
     def row_bytes(self, key: Key) -> int:

@@ -17,7 +17,7 @@ from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_late
 from windlass.core.event import Call, MalformedEvent
 from windlass.core.fold import STATE_BYTES_MAX, Folder, KeyPart, Segment
 from windlass.core.rejected import Reason, Rejected
-from windlass.core.schema import DeclarationError, Fault, Field, Record, Schema, fields_of
+from windlass.core.schema import DeclarationError, Field, Record, Schema, fields_of
 from windlass.core.totals import Count, Mean, Sum, Total, columns_of
 
 Aggregates = Literal["keep_insiders", "keep_all"]
@@ -180,13 +180,12 @@ def _plain(record: Any) -> dict[str, Any]:
 
 def read_clean(schema: Schema, batch: Batch) -> list[Any]:
     """The records of a batch that fit the schema; the others are rejected and taken out of it."""
-    records = schema.read(batch.payloads)
-    stay = [index for index, record in enumerate(records) if type(record) is not Fault]
-    if len(stay) == len(records):
+    records, faults = schema.read(batch.payloads)
+    if not faults:
         return records
-    for index, record in enumerate(records):
-        if type(record) is Fault:
-            batch.reject(index, record.reason, record.detail[:300])
+    for index in faults:
+        batch.reject(index, records[index].reason, records[index].detail[:300])
+    stay = sorted(set(range(len(records))).difference(faults))
     batch.keep(stay)
     return [records[index] for index in stay]
 

@@ -176,7 +176,8 @@ def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
             if field.type not in _NUMBERS:
                 msg = f"{where}: Range is for numbers; this field is a {field.type}"
                 raise DeclarationError(msg)
-            field = msgspec.structs.replace(field, low=note.low, high=note.high)
+            low, high = _bound(note.low, field), _bound(note.high, field)
+            field = msgspec.structs.replace(field, low=low, high=high)
         elif isinstance(note, Length):
             if field.type != "str":
                 msg = f"{where}: Length is for strings; this field is a {field.type}"
@@ -186,6 +187,11 @@ def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
             msg = f"{where}: {note!r} is not a constraint Windlass knows: use Range or Length"
             raise DeclarationError(msg)
     return field
+
+
+def _bound(bound: Any, field: Field) -> Any:
+    """A Decimal field's bound is the decimal that was written: 0.1, not the binary float nearest to it."""
+    return Decimal(str(bound)) if field.type == "decimal" and bound is not None else bound
 
 
 # ── compiling it ────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,22 +205,25 @@ class Schema:
         steps = [_finisher(field, coerce=coerce) for field in fields]
         self._finish = [step for step in steps if step is not None]
 
-    def read(self, payloads: Sequence[bytes]) -> list[Any]:
-        """For each payload, in order, a record or a `Fault`."""
+    def read(self, payloads: Sequence[bytes]) -> tuple[list[Any], list[int]]:
+        """For each payload, in order, a record or a `Fault`; and the indexes of the faults, ascending."""
         if not all(map(bytes.isascii, payloads)) and not _all_utf8(payloads):
-            return [self._read_one(payload) for payload in payloads]
+            records = [self._read_one(payload) for payload in payloads]
+            return records, [index for index, record in enumerate(records) if type(record) is Fault]
         # One C loop over clean records. An exception takes one record out of it, and the same iterator goes on.
-        records: list[Any] = []
+        records = []
+        faults = []
         decoded = map(self._decode, payloads)
         while True:
             try:
                 records.extend(decoded)
                 break
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                faults.append(len(records))
                 records.append(_fault(error))
         if self._finish:
-            self._finish_all(records)
-        return records
+            faults = self._finish_all(records)
+        return records, faults
 
     def _read_one(self, payload: bytes) -> Any:
         if not _all_utf8([payload]):
@@ -226,15 +235,22 @@ class Schema:
         self._finish_all(records)
         return records[0]
 
-    def _finish_all(self, records: list[Any]) -> None:
+    def _finish_all(self, records: list[Any]) -> list[int]:
+        """Take each record through its last steps, in place. The indexes of all faults, old and new."""
+        faults = []
         for index, record in enumerate(records):
-            if type(record) is Fault:
-                continue
-            for step in self._finish:
-                fault = step(record)
-                if fault is not None:
-                    records[index] = fault
-                    break
+            fault = record if type(record) is Fault else self._finished(record)
+            if fault is not None:
+                records[index] = fault
+                faults.append(index)
+        return faults
+
+    def _finished(self, record: Any) -> Fault | None:
+        for step in self._finish:
+            fault = step(record)
+            if fault is not None:
+                return fault
+        return None
 
 
 def _all_utf8(payloads: Sequence[bytes]) -> bool:

@@ -1,0 +1,127 @@
+"""`make bench`: every contender on the same trips, in turns, on one core; ratios as a table, all of it as JSON.
+
+The machine is never quiet, so each figure is the best of many rounds, the contenders take turns within a round, and
+what counts is the ratio within this run.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import contenders, load
+
+ROUNDS = 25
+OUT = Path("build/bench.json")
+
+
+def best_us(run: Callable[[], Any], records: int, rounds: int = 1) -> float:
+    """The best time of a run, in microseconds per record."""
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best / records * 1e6
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], records: int) -> dict[str, float]:
+    """Microseconds per record of each, best of ROUNDS."""
+    found = dict.fromkeys(runs, float("inf"))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            found[name] = min(found[name], best_us(run, records))
+    return found
+
+
+def handlers(sample: Callable[[], tuple[dict[str, Any], int]], names: list[str]) -> dict[str, float]:
+    """The named contenders on an event."""
+    event, records = sample()
+    made = {name: getattr(contenders, name)() for name in names}
+    return in_turns({name: (lambda run=run: run(event)) for name, run in made.items()}, records)
+
+
+def bytewax_us() -> float | None:
+    """Bytewax on the plain event's records; None where it is not installed."""
+    try:
+        run, records = contenders.bytewax(load.plain()[0], 20)
+    except ImportError:
+        return None
+    return best_us(run, records, 3)
+
+
+IMPORTS = {
+    "windlass": "import sys; sys.path.insert(0, 'examples/taxi'); import app",
+    "lab": "import base64, json, os, boto3\nfrom decimal import Decimal\n"
+    "from aws_kinesis_agg.deaggregator import deaggregate_records\n",
+}
+
+
+def import_ms() -> dict[str, float]:
+    """The handler's module, imported in a fresh interpreter; the interpreter's own start is taken off."""
+
+    def start_ms(code: str) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times.append((time.perf_counter() - start) * 1000)
+        return min(times)
+
+    nothing = start_ms("pass")
+    return {name: start_ms(code) - nothing for name, code in IMPORTS.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    plain = handlers(load.plain, ["windlass", "lab", "powertools", "floor"])
+    aggregated = handlers(load.aggregated, ["windlass", "lab", "floor"])
+    flow = bytewax_us()
+    if flow is not None:
+        plain["bytewax"] = flow
+    imports = import_ms()
+    figures = {
+        "machine": {"python": platform.python_version(), "cpu": _cpu(), "trip_bytes": load.TRIP_BYTES},
+        "plain_us": plain,
+        "aggregated_us": aggregated,
+        "import_ms": imports,
+    }
+    _print(plain, "one trip a record, event to response", {"lab": 6, "bytewax": 12}, 1.5)
+    _print(aggregated, "KPL aggregates, event to response", {"lab": 6.5}, 1.5)
+    print("\nimport of the handler's module, ms")
+    for name, ms in imports.items():
+        print(f"  {name:<12}{ms:8.0f}   {imports['lab'] / ms:5.2f} x as fast as the lab's")
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"\nall figures: {OUT}")
+
+
+def _print(found: dict[str, float], title: str, goals: dict[str, float], floor_goal: float) -> None:
+    mine = found["windlass"]
+    print(f"\n{title}\n  {'':<12}{'us/trip':>9}{'trips/s':>12}   windlass against it")
+    for name, us in sorted(found.items(), key=lambda pair: pair[1]):
+        ratio = ""
+        if name == "floor":
+            ratio = f"{mine / us:5.2f} x its time (goal: at most {floor_goal:g})"
+        elif name != "windlass":
+            goal = f" (goal: {goals[name]:g})" if name in goals else ""
+            ratio = f"{us / mine:5.2f} x as fast{goal}"
+        print(f"  {name:<12}{us:9.3f}{1e6 / us:12,.0f}   {ratio}")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return statistics.mode(names) if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

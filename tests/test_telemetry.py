@@ -1,0 +1,80 @@
+"""What a call reports: EMF metrics and a log line that Lambda users can read."""
+
+import json
+from itertools import count
+
+import pytest
+
+from tests.builders import event, records, trip
+from tests.handlers import taxi
+from windlass.telemetry import PowertoolsTelemetry, Report
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+services = (f"trips-{number}" for number in count())  # a logger of that name keeps the stream it began with
+
+
+def emitted(capsys, report, environ=None):
+    PowertoolsTelemetry(next(services), environ or {}).emit(report)
+    return lines(capsys)
+
+
+def test_a_call_is_one_emf_blob_with_every_count(capsys):
+    report = Report("s-1", received=10, clean=6, late=1, duplicates=1, rejected={"not_json": 2}, state_bytes=99)
+
+    blob, line = emitted(capsys, report)
+
+    told = {name: blob[name] for name in ("Received", "Clean", "Late", "Duplicates", "Rejected", "Rejected_not_json")}
+    assert told == {
+        "Received": [10.0],
+        "Clean": [6.0],
+        "Late": [1.0],
+        "Duplicates": [1.0],
+        "Rejected": [2.0],
+        "Rejected_not_json": [2.0],
+    }
+    assert blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Windlass"
+    assert blob["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["service"]]
+    assert (line["message"], line["shard"], line["rejected"]) == ("call", "s-1", {"not_json": 2})
+
+
+def test_a_failed_call_counts_no_records_as_lambda_sends_them_again(capsys):
+    blob, line = emitted(capsys, Report("s-1", received=10, clean=10, throttled=3, failed="AllThrottled"))
+
+    assert (blob["FailedCalls"], blob["AllThrottled"], blob["ThrottledWrites"]) == ([1.0], [1.0], [3.0])
+    assert "Received" not in blob
+    assert (line["level"], line["message"]) == ("ERROR", "call failed")
+
+
+def test_a_call_that_only_folded_writes_no_log_line(capsys):
+    assert len(emitted(capsys, Report("s-1", received=10, clean=10, state_bytes=99))) == 1
+
+
+def test_names_follow_powertools_own_variables(capsys):
+    environ = {"POWERTOOLS_SERVICE_NAME": "taxi", "POWERTOOLS_METRICS_NAMESPACE": "Mine"}
+
+    (blob,) = emitted(capsys, Report("s-1"), environ)
+
+    assert blob["service"] == "taxi"
+    assert blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Mine"
+
+
+def test_a_handlers_reports_tell_flushes_and_skipped_ones():
+    handler, seams = taxi()
+    state = handler(event(records([trip(1, 2), b"{"])), None)["state"]
+    for _ in range(2):
+        handler(event([], state=state, final=True), None)
+
+    first, flushed, skipped = seams.telemetry.reports
+    assert (first.received, first.clean, first.rejected) == (2, 1, {"not_json": 1})
+    assert (flushed.flushed_rows, flushed.skipped_flushes) == (1, 0)
+    assert (skipped.flushed_rows, skipped.skipped_flushes) == (0, 1)
+
+
+@pytest.mark.parametrize("field", ["final", "late", "flushed_rows", "throttled"])
+def test_what_wrote_refused_or_retried_is_notable(field):
+    assert Report("s", **{field: 1}).is_notable()
+    assert not Report("s", received=5, clean=5).is_notable()
