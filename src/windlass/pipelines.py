@@ -182,12 +182,14 @@ class Records:
         return TableKeys(*attributes)
 
     def describe(self) -> dict[str, Any]:
-        """The declaration in plain values."""
+        """The declaration in plain values. `key` are paths as in `fields`; none: the position is the key."""
+        paths = {field.attribute: list(field.path) for field in self.plan.fields}
         return {
             "kind": "records",
             "record": self.plan.name,
             "coerce": self.coerce,
             "fields": [_describe(field) for field in self.plan.fields],
+            "key": [paths[part.name] for part in self.plan.key],
             "key_attributes": list(self.plan.key_attributes),
             "aggregates": self.aggregates,
         }

@@ -88,11 +88,17 @@ import msgspec
 
 from windlass.core.window import Window
 from windlass.local.filters import Filter
-from windlass.local.mapping_settings import NOTHING_PROCESSED, PROBLEM, PROCESSED, MappingSettings, Position
+from windlass.local.mapping_settings import (
+    NOTHING_PROCESSED,
+    PROBLEM,
+    PROCESSED,
+    STATE_BYTES_MAX as STATE_BYTES_MAX,
+    MappingSettings,
+    Position,
+)
 
 PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
 RESPONSE_BYTES_MAX = 6 * 1024 * 1024 + 100  # what the runtime accepts before Function.ResponseSizeTooLarge
-STATE_BYTES_MAX = 1024 * 1024  # of the state as compact JSON in UTF-8 (what exactly Lambda measures: assumed)
 READ_AHEAD_BYTES_MAX = 64 * 1024 * 1024
 
 _NEVER_MS = -(2**63)
@@ -370,10 +376,6 @@ class _Open:
     reopened: bool = False
     first: _Record | None = None
     last: _Record | None = None
-
-    @property
-    def oversized(self) -> bool:
-        return len(self.state) > STATE_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -680,7 +682,10 @@ class _Lane:
     def _terminates(self, call: _Call) -> bool:
         """Whether a regular call takes the oversized state away."""
         next_ = self._assumed.early_call == "next"
-        return next_ and call.kind is Kind.FOLD and self._windows[-1].oversized
+        return next_ and call.kind is Kind.FOLD and self._is_oversized(self._windows[-1])
+
+    def _is_oversized(self, open_: _Open) -> bool:
+        return len(open_.state) > self._assumed.state_bytes_max
 
     def started(self, call: _Call, now_ms: int) -> int | None:
         """The call is under way. Returns the age of its last record."""
@@ -776,7 +781,7 @@ class _Lane:
     def _terminate_early(self) -> None:
         """State over the limit gets a call of its own, before anything else of the window."""
         open_ = self._windows[-1]
-        if not open_.oversized or (self._work and self._work[0].kind is Kind.EARLY):
+        if not self._is_oversized(open_) or (self._work and self._work[0].kind is Kind.EARLY):
             return
         # State that takes up the payload leaves no next call that it could travel in.
         if self._assumed.early_call != "next" or self._event.room(open_) < PAYLOAD_BYTES_MAX // 2:

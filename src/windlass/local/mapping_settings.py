@@ -22,6 +22,7 @@ from windlass.local.filters import PATTERN_CHARS_MAX, PATTERNS_MAX, Filter, Inva
 
 START_KINDS = ("LATEST", "AT_TIMESTAMP", "TRIM_HORIZON")
 REPORT_ITEM_FAILURES = "ReportBatchItemFailures"
+STATE_BYTES_MAX = 1024 * 1024  # "Configuring Kinesis Data Streams windows": 1 MB of state
 
 
 class InvalidRequest(Exception):
@@ -62,6 +63,8 @@ class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
     early_call: Literal["extra", "extra-final", "next"] = "extra"
     """State over the limit goes out in a call of its own without records, early alone or early and final both
     flagged; or in the window's next regular call."""
+    state_bytes_max: int = STATE_BYTES_MAX
+    """The limit: of the state as compact JSON in UTF-8."""
     straggler: Literal["current", "reopen"] = "current"
     """A record older than the open window joins it; or its own window is opened again for it, and closed."""
     grace_ms: int = 120_000
