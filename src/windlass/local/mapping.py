@@ -92,9 +92,11 @@ from windlass.local.mapping_settings import (
     NOTHING_PROCESSED,
     PROBLEM,
     PROCESSED,
-    STATE_BYTES_MAX as STATE_BYTES_MAX,
     MappingSettings,
     Position,
+)
+from windlass.local.mapping_settings import (
+    STATE_BYTES_MAX as STATE_BYTES_MAX,
 )
 
 PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
