@@ -1,0 +1,115 @@
+"""Where moto would do otherwise: the few places in it that are ours while a local endpoint runs.
+
+moto's own                                              here
+------------------------------------------------------  ---------------------------------------------------
+runs a function in a Docker container                   a host runs it, in the background (SNS, Logs, ...)
+keeps mappings, and calls a function per put record     `Mappings` keeps them, whoever makes them: the API has
+                                                        its own route, so this is for CloudFormation stacks
+a stack's update of inline code breaks it               it becomes a zip, as at its creation
+a closed shard's records move to its children           `windlass.local.streams`
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from moto.awslambda.models import EventSourceMapping, LambdaBackend, LambdaFunction
+from moto.core.exceptions import JsonRESTError
+
+from windlass.local.hosts import Hosts
+from windlass.local.mapping_settings import InvalidRequest
+from windlass.local.mappings import Mappings
+from windlass.local.streams import our_shards, replaced
+
+_WHOLE = (
+    "BatchSize",
+    "MaximumBatchingWindowInSeconds",
+    "MaximumRecordAgeInSeconds",
+    "MaximumRetryAttempts",
+    "ParallelizationFactor",
+    "TumblingWindowInSeconds",
+)
+_FLAGS = ("BisectBatchOnFunctionError", "Enabled")
+
+
+class _Resource(EventSourceMapping):  # type: ignore[misc]
+    """What a stack holds of a mapping."""
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+
+    @classmethod
+    def has_cfn_attr(cls, attr: str) -> bool:
+        return attr == "Id"
+
+    def get_cfn_attribute(self, attribute_name: str) -> str:  # noqa: ARG002
+        return self.uuid
+
+
+@contextmanager
+def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
+    """moto does these things our way in this context."""
+
+    def invoke(function: Any, body: str, _request_headers: Any, _response_headers: Any) -> bytes:
+        hosts.call_later(function, body.encode() if isinstance(body, str) else body)
+        return b"{}"
+
+    def create(backend: Any, spec: Mapping[str, Any]) -> _Resource:
+        return _Resource(_asked(lambda: mappings.create(backend.region_name, _typed(spec)))["UUID"])
+
+    def update(_backend: Any, uuid: str, spec: Mapping[str, Any]) -> _Resource:
+        mappings.at_rest()
+        return _Resource(_asked(lambda: mappings.update(uuid, _typed(spec)))["UUID"])
+
+    def delete(_backend: Any, uuid: str) -> _Resource:
+        mappings.at_rest()
+        return _Resource(_asked(lambda: mappings.delete(uuid))["UUID"])
+
+    def listed(_backend: Any, event_source_arn: str = "", function_name: str = "") -> list[_Resource]:
+        found = mappings.listed(source=event_source_arn or "", function=function_name or "")
+        return [_Resource(each["UUID"]) for each in found]
+
+    with (
+        our_shards(),
+        replaced(LambdaFunction, "invoke", invoke),
+        replaced(LambdaFunction, "update_from_cloudformation_json", classmethod(_update_function)),
+        replaced(LambdaBackend, "create_event_source_mapping", create),
+        replaced(LambdaBackend, "update_event_source_mapping", update),
+        replaced(LambdaBackend, "delete_event_source_mapping", delete),
+        replaced(LambdaBackend, "list_event_source_mappings", listed),
+    ):
+        yield
+
+
+def _asked(ask: Any) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = ask()
+    except InvalidRequest as refused:
+        raise JsonRESTError(refused.type, refused.message) from None
+    return answer
+
+
+def _typed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A template's numbers and flags may be text."""
+    typed = dict(spec)
+    for name in _WHOLE:
+        if isinstance(typed.get(name), str):
+            typed[name] = int(typed[name])
+    for name in _FLAGS:
+        if isinstance(typed.get(name), str):
+            typed[name] = json.loads(typed[name].lower())
+    return typed
+
+
+def _update_function(
+    cls: Any, original_resource: Any, _new_name: str, cloudformation_json: Any, _account: str, _region: str
+) -> Any:
+    properties = cloudformation_json["Properties"]
+    original_resource.update_configuration(properties)
+    code = dict(properties["Code"])
+    if "ZipFile" in code:
+        code["ZipFile"] = base64.b64encode(cls._create_zipfile_from_plaintext_code(code["ZipFile"]))
+    original_resource.update_function_code(code)
+    return original_resource
