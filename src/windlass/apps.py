@@ -42,6 +42,24 @@ def find_app(text: str) -> App:
     return App(_pipeline(module, place, name), module, name)
 
 
+def load_handler(text: str) -> Any:
+    """The Lambda handler that `text` names, `path/app.py:handler` or `module:handler`; a pipeline's own for a pipeline.
+
+    Raises AppProblem. The module is imported: its code runs.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        msg = f"{text!r} names no handler: write path/app.py:handler or package.module:handler"
+        raise AppProblem(msg)
+    module = _import_file(Path(place)) if _is_path(place) else _import_module(place)
+    found: Any = getattr(module, name, None)
+    found = found.handler if _is_pipeline(found) else found
+    if not callable(found):
+        msg = f"{place} has no function {name!r}; write {place}:handler, a function of (event, context)"
+        raise AppProblem(msg)
+    return found
+
+
 def _is_path(place: str) -> bool:
     return place.endswith(".py") or "/" in place or "\\" in place
 

@@ -204,6 +204,97 @@ def demo(
     raise typer.Exit(command.run(app, options, as_json=json))
 
 
+AssumeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="What Lambda does where AWS does not say: grace_ms=0, say. Repeatable."),
+]
+
+
+@app.command()
+def local(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0 for a free one.")] = 4566,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep mappings and their checkpoints there.")] = None,
+    assume: AssumeOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the functions' logs.")] = False,
+) -> None:
+    """AWS on this machine, at one endpoint: streams, tables, functions that run, event source mappings that poll."""
+    from windlass.commands import local as command
+
+    raise typer.Exit(command.run(command.Options(port=port, data=data, assume=assume or (), quiet=quiet)))
+
+
+mapping_app = typer.Typer(no_args_is_help=True, help="Event source mappings of this machine, on any endpoint.")
+app.add_typer(mapping_app, name="mapping")
+
+
+class StartName(StrEnum):
+    """Where a mapping begins to read."""
+
+    TRIM_HORIZON = "TRIM_HORIZON"
+    LATEST = "LATEST"
+
+
+@mapping_app.command("run")
+def mapping_run(
+    handler: Annotated[str, typer.Argument(help="path/app.py:handler, or a pipeline.", metavar="APP")],
+    stream: Annotated[str, typer.Option(help="The stream's name.")],
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    starting_position: Annotated[StartName, typer.Option(help="Where to begin.")] = StartName.TRIM_HORIZON,
+    batch_size: Annotated[int | None, typer.Option(help="At most so many records a call.")] = None,
+    batching_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="Gather records so long.")] = None,
+    tumbling_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="The length of a window.")] = None,
+    parallelization_factor: Annotated[int | None, typer.Option(help="Calls at a time, per shard.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Give a batch up after so many; never when left out.")] = None,
+    record_age: Annotated[int | None, typer.Option(metavar="SECONDS", help="Give up older records.")] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Halve a batch that fails.")] = False,
+    report_item_failures: Annotated[
+        bool, typer.Option("--report-item-failures", help="Heed batchItemFailures.")
+    ] = False,
+    on_failure: Annotated[str | None, typer.Option(metavar="ARN", help="Where discarded batches are told of.")] = None,
+    filter_: Annotated[list[str] | None, typer.Option("--filter", metavar="JSON", help="A filter pattern.")] = None,
+    timeout: Annotated[int, typer.Option(min=1, max=900, metavar="SECONDS", help="The function's timeout.")] = 60,
+    checkpoints: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on there the next time.")] = None,
+    assume: AssumeOption = None,
+    for_s: Annotated[float | None, typer.Option("--for", min=0, metavar="SECONDS", help="End after so long.")] = None,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="End when all that is in the stream is processed.")
+    ] = False,
+) -> None:
+    """Poll a stream and call a handler with its batches and windows, as Lambda does. Prints the counts at the end.
+
+    Exit status: 0 ended, 1 some calls failed, 2 could not begin.
+    """
+    from windlass.commands import mapping as command
+
+    asked = {
+        "StartingPosition": starting_position.value,
+        "BatchSize": batch_size,
+        "MaximumBatchingWindowInSeconds": batching_window,
+        "TumblingWindowInSeconds": tumbling_window,
+        "ParallelizationFactor": parallelization_factor,
+        "MaximumRetryAttempts": retries,
+        "MaximumRecordAgeInSeconds": record_age,
+        "BisectBatchOnFunctionError": bisect or None,
+        "FunctionResponseTypes": ["ReportBatchItemFailures"] if report_item_failures else None,
+        "DestinationConfig": {"OnFailure": {"Destination": on_failure}} if on_failure else None,
+        "FilterCriteria": {"Filters": [{"Pattern": pattern} for pattern in filter_]} if filter_ else None,
+    }
+    options = command.Options(
+        handler=handler,
+        stream=stream,
+        request={name: value for name, value in asked.items() if value is not None},
+        endpoint_url=endpoint_url,
+        region=region,
+        checkpoints=checkpoints,
+        assume=assume or (),
+        timeout_s=timeout,
+        for_s=for_s,
+        until_settled=until_settled,
+    )
+    raise typer.Exit(command.run(options))
+
+
 def main() -> None:
     """The `windlass` command."""
     app()

@@ -1,0 +1,106 @@
+"""`windlass local`: the local AWS endpoint, in the foreground, until Ctrl-C."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from windlass.local.mapping_settings import Assumptions
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says."""
+
+    port: int = 4566
+    data: Path | None = None
+    assume: Sequence[str] = ()
+    quiet: bool = False
+
+
+class BadOption(Exception):
+    """One line: what is wrong, what was found, what to do."""
+
+
+def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = None) -> int:
+    """Serve until told to end. Exit status: 0 ended, 2 could not start."""
+    out, err = out or sys.stdout, err or sys.stderr
+    # Imported here: moto takes a second, and a mistyped option should not.
+    try:
+        assumed = assumptions(options.assume)
+        from windlass.local.cloud import Cloud, CloudProblem
+    except BadOption as problem:
+        print(f"windlass local: {problem}", file=err)
+        return 2
+    logging.basicConfig(stream=err, level=logging.WARNING, format="windlass local: %(message)s")
+    logging.getLogger("windlass").setLevel(logging.ERROR if options.quiet else logging.WARNING)
+
+    def echo(function: str, line: str) -> None:
+        if not options.quiet:
+            print(f"{function} | {line}", file=out, flush=True)
+
+    cloud = Cloud(port=options.port, data=options.data, assumed=assumed, echo=echo)
+    with _told_to_end() as told:
+        try:
+            cloud.start()
+        except CloudProblem as problem:
+            print(f"windlass local: {problem}", file=err)
+            return 2
+        try:
+            print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
+            while not told.wait(0.2):
+                pass
+        finally:
+            cloud.close()
+    print("windlass local: ended", file=out, flush=True)
+    return 0
+
+
+def assumptions(given: Sequence[str]) -> Assumptions:
+    """`name=value` pairs over the defaults. Raises BadOption."""
+    named = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or name not in Assumptions.__struct_fields__:
+            known = ", ".join(Assumptions.__struct_fields__)
+            msg = f"--assume {text}: write name=value; the names are {known}"
+            raise BadOption(msg)
+        named[name] = value
+    try:
+        return msgspec.convert(named, Assumptions, strict=False)
+    except msgspec.ValidationError as error:
+        msg = f"--assume: {error}"
+        raise BadOption(msg) from None
+
+
+def _greeting(endpoint_url: str, data: Path | None) -> str:
+    kept = f"Mappings and their checkpoints are kept in {data}; all else ends with it." if data else "Nothing is kept."
+    return (
+        f"AWS on this machine: {endpoint_url}, and https:// there too. {kept} Ctrl-C ends it.\n"
+        f"  export AWS_ENDPOINT_URL={endpoint_url}\n"
+        "  export AWS_DEFAULT_REGION=us-east-1 AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local"
+    )
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Set by Ctrl-C or a polite kill; a second one is not waited for."""
+    told = threading.Event()
+
+    def note(number: int, _frame: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+        signal.signal(number, signal.default_int_handler)
+
+    had = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in had.items():
+            signal.signal(number, handler)
