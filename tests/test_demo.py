@@ -62,7 +62,9 @@ def test_one_spoiled_item_makes_it_different_and_says_which():
 
 @pytest.mark.skipif(not REAL_TRIPS.exists(), reason="the file of real trips is not on this machine")
 def test_the_totals_of_real_trips_come_out():
-    status, verdict, _ = run(Options(every_s=2, for_s=None, rate=0, unclean=0.0, csv=REAL_TRIPS, dialect="flink"))
+    status, verdict, _ = run(
+        Options(every_s=2, for_s=None, rate=0, unclean=0.0, csv=REAL_TRIPS, dialect="flink", aggregate=True)
+    )
 
     assert status == 0
     assert verdict["found"] == {
