@@ -30,7 +30,8 @@ WRAPPER = "windlass-runtime"
 
 _WRAPPER_TEXT = b"""#!/bin/sh
 # Lambda starts this in place of the runtime (AWS_LAMBDA_EXEC_WRAPPER), with the interpreter as first argument.
-exec "$1" -u "$LAMBDA_TASK_ROOT/windlass/runtime.py"
+# -P: the rooms of Windlass are no top-level modules. -u: what is printed is logged at once.
+exec "$1" -P -u "$LAMBDA_TASK_ROOT/windlass/runtime.py"
 """
 _TIME = (1980, 1, 1, 0, 0, 0)
 
