@@ -457,6 +457,9 @@ class _ItemFailure(msgspec.Struct):
     itemIdentifier: str
 
 
+# Answers without an object that report no failure, as documented; any other is unusable (assumed).
+_EMPTY_ANSWERS = (b"null", b"[]", b'""', b"")
+
 _read_answer = msgspec.json.Decoder(_Answer).decode
 _read_failures = msgspec.json.Decoder(list[_ItemFailure] | None).decode
 
@@ -887,6 +890,8 @@ class _Lane:
         if call.kind is not Kind.PLAIN:
             return self._judge_windowed(call, outcome.body)
         if self._settings.report_item_failures:
+            if outcome.body.strip() in _EMPTY_ANSWERS:
+                return _Judgement(Verdict.DONE)
             return _judge_report(call.records, _answer(outcome.body))
         return _Judgement(Verdict.DONE)
 
