@@ -1,0 +1,524 @@
+"""Bringing a stack to CloudFormation: checked first, by change set, followed to its end, and taken back on Ctrl-C.
+
+Rules of this file:
+- What can be known beforehand is: credentials, region, the stack's state, names that are taken, a stream or table that
+  should be there. Each is one line, before anything is made.
+- What is made is taken back when it fails: the change set, the uploaded zip, a new stack whole. An updated stack is
+  rolled back by CloudFormation. Only the bucket for code stays, as other stacks use it.
+- A change that would replace or remove a stream, table or bucket is refused unless it is told to.
+- What a stack's state allows is the table `_NEXT`.
+
+Sources: "CreateChangeSet", "Stack status codes", AWS CloudFormation API Reference and User Guide.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from windlass.deploy.package import Package
+from windlass.deploy.problem import DeployProblem
+from windlass.deploy.settings import Settings
+from windlass.table import DynamoTable, TableKeys, TableProblem
+
+Clients = Callable[[str], Any]
+"""boto3 clients by service name."""
+
+TEMPLATE_BYTES_MAX = 51_200  # of TemplateBody: "AWS CloudFormation quotas"
+POLL_S = 2.0
+_FIRST_POLL_S = 0.1
+_HOLDS_DATA = ("AWS::Kinesis::Stream", "AWS::DynamoDB::Table", "AWS::S3::Bucket")
+
+_NEXT: Mapping[str, str] = {
+    "": "CREATE",
+    "REVIEW_IN_PROGRESS": "CREATE",
+    **dict.fromkeys(("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE"), "UPDATE"),
+    "UPDATE_ROLLBACK_FAILED": "repair it first: aws cloudformation continue-update-rollback --stack-name {stack}",
+    "DELETE_FAILED": "remove it first: windlass destroy --stack {stack}",
+    **dict.fromkeys(
+        ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"),
+        "it never came up and cannot be updated; remove it first: windlass destroy --stack {stack}",
+    ),
+}
+_UNDER_WAY = "another operation on it is under way; wait for its end"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be brought."""
+
+    stack: str
+    body: str
+    package: Package
+    settings: Settings
+    keys: TableKeys
+    code_bucket: str | None = None
+    replace: bool = False
+    """Take changes that replace or remove a stream, table or bucket."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One line of a change set. `replacement` is True, False or Conditional, as CloudFormation says."""
+
+    action: str
+    resource: str
+    type: str
+    replacement: str
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One resource's new state."""
+
+    id: str
+    resource: str
+    type: str
+    status: str
+    reason: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether this is a cause of failure, and no consequence."""
+        return self.status.endswith("_FAILED") and "cancelled" not in self.reason.lower()
+
+
+class Watcher:
+    """What is told of a deployment while it goes on; does nothing, to be overridden."""
+
+    def step(self, text: str) -> None:
+        """What begins now."""
+
+    def changes(self, changes: list[Change]) -> None:
+        """What will be done."""
+
+    def event(self, event: Event) -> None:
+        """What a resource came to."""
+
+
+class Deployed(msgspec.Struct, frozen=True):
+    """How it ended."""
+
+    stack: str
+    action: Literal["created", "updated", "unchanged"]
+    resources: dict[str, str]
+
+
+@contextlib.contextmanager
+def clearly(doing: str) -> Iterator[None]:
+    """Failures of AWS as one line that says what was being done."""
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError):
+        msg = f"{doing}: no AWS credentials; run aws configure (or aws sso login), or give --endpoint-url"
+        raise DeployProblem(msg) from None
+    except ClientError as error:
+        told = error.response.get("Error", {})
+        msg = f"{doing}: {told.get('Code')}: {' '.join(str(told.get('Message')).split())}"
+        raise DeployProblem(msg) from None
+    except BotoCoreError as error:
+        msg = f"{doing}: {' '.join(str(error).split())}"
+        raise DeployProblem(msg) from None
+
+
+class Stack:
+    """One stack by its name, and the clients it is reached by. `sleep` takes seconds."""
+
+    def __init__(self, name: str, clients: Clients, sleep: Callable[[float], None]) -> None:
+        self.name = name
+        self._clients = clients
+        self._sleep = sleep
+        self._cloud = clients("cloudformation")
+
+    @property
+    def region(self) -> str:
+        """Where it is, or would be."""
+        return str(self._cloud.meta.region_name)
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def describe(self, stack_id: str | None = None) -> Mapping[str, Any]:
+        """As CloudFormation describes it; empty where there is none."""
+        try:
+            with_id = stack_id or self.name
+            described: Mapping[str, Any] = self._cloud.describe_stacks(StackName=with_id)["Stacks"][0]
+        except ClientError as error:
+            if "does not exist" in str(error):
+                return {}
+            raise
+        return {} if described["StackStatus"] == "DELETE_COMPLETE" else described
+
+    def resources(self) -> dict[str, str]:
+        """Physical names by logical name, and what only the outputs know: a stream or table that was there before."""
+        pages = self._cloud.get_paginator("list_stack_resources").paginate(StackName=self.name)
+        found = {
+            each["LogicalResourceId"]: each["PhysicalResourceId"]
+            for page in pages
+            for each in page["StackResourceSummaries"]
+            if each.get("PhysicalResourceId") and each.get("LogicalResourceId")
+        }
+        outputs = {each["OutputKey"]: each["OutputValue"] for each in self.describe().get("Outputs") or []}
+        for logical, output in (("Stream", "StreamName"), ("Table", "TableName")):
+            if logical not in found and output in outputs:
+                found[logical] = outputs[output]
+        return found
+
+    def require(self) -> dict[str, str]:
+        """The resources of a stack that is there. Raises DeployProblem."""
+        with clearly(f"looking at stack {self.name}"):
+            if not self.describe():
+                msg = f"there is no stack {self.name} in {self.region}: windlass deploy makes it"
+                raise DeployProblem(msg)
+            return self.resources()
+
+    # ── deploying ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def deploy(self, request: Request, watcher: Watcher) -> Deployed:
+        """Create or update it, and wait. Raises DeployProblem where that fails, with everything taken back."""
+        with clearly(f"deploying stack {self.name}"):
+            watcher.step("checking")
+            account = self._clients("sts").get_caller_identity()["Account"]
+            stack, action = self._action()
+            present = self.resources() if action == "UPDATE" else {}
+            check_names(self._clients, request.settings, request.keys, present, self.region)
+            if stack:  # left by a change set that was never executed
+                self._cloud.delete_stack(StackName=self.name)
+            watcher.step("uploading the code")
+            code = _Code(self._clients("s3"), request, account, self.region)
+            code.upload()
+            try:
+                done = self._through_change_set(request, action, code, watcher)
+            except BaseException:
+                code.take_back()
+                raise
+            return Deployed(self.name, done, self.resources())
+
+    def _action(self) -> tuple[str, str]:
+        """The status that stands in a creation's way, and CREATE or UPDATE."""
+        status = str(self.describe().get("StackStatus", ""))
+        following = _NEXT.get(status, _UNDER_WAY)
+        if following not in ("CREATE", "UPDATE"):
+            msg = f"stack {self.name} is in state {status}: {following.format(stack=self.name)}"
+            raise DeployProblem(msg)
+        return (status if following == "CREATE" else ""), following
+
+    def _through_change_set(
+        self, request: Request, action: str, code: "_Code", watcher: Watcher
+    ) -> Literal["created", "updated", "unchanged"]:
+        if len(request.body.encode()) > TEMPLATE_BYTES_MAX:
+            msg = f"the template is {len(request.body.encode())} bytes; CloudFormation takes {TEMPLATE_BYTES_MAX}"
+            raise DeployProblem(msg)
+        watcher.step("preparing the changes")
+        made = self._cloud.create_change_set(
+            StackName=self.name,
+            ChangeSetName=f"windlass-{request.package.sha256[:12]}",
+            ChangeSetType=action,
+            TemplateBody=request.body,
+            Parameters=[
+                {"ParameterKey": "CodeBucket", "ParameterValue": code.bucket},
+                {"ParameterKey": "CodeKey", "ParameterValue": code.key},
+            ],
+            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
+            Tags=[{"Key": key, "Value": value} for key, value in request.settings.tags.items()],
+        )
+        change_set, stack_id = made["Id"], made["StackId"]
+        try:
+            changes = self._changes(change_set)
+            if changes is not None:
+                refuse_loss(changes, replace=request.replace)
+                watcher.changes(changes)
+        except BaseException:
+            self._drop(change_set, action)
+            raise
+        if changes is None or (not changes and action == "UPDATE"):
+            self._drop(change_set, action)
+            return "unchanged"
+        watcher.step("creating the stack" if action == "CREATE" else "updating the stack")
+        seen = {event.id for event in self._events(stack_id)}
+        self._cloud.execute_change_set(ChangeSetName=change_set)
+        self._follow(stack_id, action, seen, watcher)
+        return "created" if action == "CREATE" else "updated"
+
+    def _changes(self, change_set: str) -> list[Change] | None:
+        """What the change set would do, when it is ready; None: nothing."""
+        for _ in self._polls():
+            described = self._cloud.describe_change_set(ChangeSetName=change_set)
+            if described["Status"] == "FAILED":
+                reason = described.get("StatusReason", "")
+                if "didn't contain changes" in reason or "No updates are to be performed" in reason:
+                    return None
+                msg = f"CloudFormation refuses the changes to stack {self.name}: {' '.join(reason.split())}"
+                raise DeployProblem(msg)
+            if described["Status"] == "CREATE_COMPLETE":
+                return list(self._all_changes(change_set, described))
+        raise AssertionError
+
+    def _all_changes(self, change_set: str, page: Mapping[str, Any]) -> Iterator[Change]:
+        while True:
+            for each in page["Changes"]:
+                change = each["ResourceChange"]
+                yield Change(
+                    change["Action"],
+                    change["LogicalResourceId"],
+                    change["ResourceType"],
+                    change.get("Replacement") or "",
+                )
+            if not page.get("NextToken"):
+                return
+            page = self._cloud.describe_change_set(ChangeSetName=change_set, NextToken=page["NextToken"])
+
+    def _drop(self, change_set: str, action: str) -> None:
+        """Forget a change set, and the empty stack that a first one makes."""
+        self._cloud.delete_change_set(ChangeSetName=change_set)
+        if action == "CREATE":
+            self._cloud.delete_stack(StackName=self.name)
+
+    def _follow(self, stack_id: str, action: str, seen: set[str], watcher: Watcher) -> None:
+        try:
+            status, causes = self._wait(stack_id, seen, watcher)
+        except KeyboardInterrupt:
+            watcher.step("interrupted: taking it back")
+            self._interrupt(stack_id, action, seen, watcher)
+            msg = f"interrupted: stack {self.name} is {'removed again' if action == 'CREATE' else 'as it was before'}"
+            raise DeployProblem(msg) from None
+        if status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+            return
+        why = "; ".join(f"{event.resource}: {event.reason}" for event in causes[:3]) or f"it ended as {status}"
+        if action == "CREATE":
+            watcher.step("removing what was made")
+            self._cloud.delete_stack(StackName=stack_id)
+            self._wait(stack_id, seen, watcher)
+            msg = f"stack {self.name} could not be created, and is removed again: {why}"
+        else:
+            msg = f"stack {self.name} could not be updated, and is as it was before: {why}"
+        raise DeployProblem(msg)
+
+    def _interrupt(self, stack_id: str, action: str, seen: set[str], watcher: Watcher) -> None:
+        if action == "CREATE":
+            self._cloud.delete_stack(StackName=stack_id)
+        else:
+            with contextlib.suppress(ClientError):  # it has ended in the meantime
+                self._cloud.cancel_update_stack(StackName=stack_id)
+        self._wait(stack_id, seen, watcher)
+
+    def _wait(self, stack_id: str, seen: set[str], watcher: Watcher) -> tuple[str, list[Event]]:
+        """Until it rests: its status (empty: gone) and what failed on the way, first things first."""
+        causes: list[Event] = []
+        for _ in self._polls():
+            status = str(self.describe(stack_id).get("StackStatus", ""))
+            for event in self._events(stack_id):
+                if event.id not in seen:
+                    seen.add(event.id)
+                    watcher.event(event)
+                    causes += [event] if event.failed else []
+            if not status.endswith("_IN_PROGRESS"):
+                return status, causes
+        raise AssertionError
+
+    def _events(self, stack_id: str) -> list[Event]:
+        """All events, oldest first; none of a stack that is gone without a trace."""
+        try:
+            pages = self._cloud.get_paginator("describe_stack_events").paginate(StackName=stack_id)
+            told = [event for page in pages for event in page["StackEvents"]]
+        except ClientError:
+            return []
+        return [
+            Event(
+                event["EventId"],
+                event["LogicalResourceId"],
+                event["ResourceType"],
+                event["ResourceStatus"],
+                event.get("ResourceStatusReason") or "",
+            )
+            for event in reversed(told)
+        ]
+
+    def _polls(self) -> Iterator[None]:
+        """Endless, with pauses that grow to POLL_S: what is local is fast."""
+        pause = _FIRST_POLL_S
+        while True:
+            yield
+            self._sleep(pause)
+            pause = min(POLL_S, pause * 1.5)
+
+    # ── removing ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def delete(self, watcher: Watcher) -> None:
+        """Delete it and wait. Tables and buckets that it keeps are not touched. Raises DeployProblem."""
+        with clearly(f"deleting stack {self.name}"):
+            stack_id = self.describe().get("StackId")
+            if not stack_id:
+                return
+            seen = {event.id for event in self._events(stack_id)}
+            self._cloud.delete_stack(StackName=self.name)
+            status, causes = self._wait(stack_id, seen, watcher)
+            if status:
+                why = "; ".join(f"{event.resource}: {event.reason}" for event in causes) or status
+                msg = f"stack {self.name} could not be deleted whole: {why}"
+                raise DeployProblem(msg)
+
+
+def refuse_loss(changes: list[Change], *, replace: bool) -> None:
+    """Raises DeployProblem where a change would put an empty resource in the place of one that holds data."""
+    lost = [
+        change
+        for change in changes
+        if change.type in _HOLDS_DATA and (change.replacement == "True" or change.action == "Remove")
+    ]
+    if lost and not replace:
+        names = ", ".join(f"{change.resource} ({change.type})" for change in lost)
+        msg = (
+            f"this would replace or remove {names}: the new one begins empty. Keep its name, keys and place, deploy a "
+            "stack of another name, or say --replace"
+        )
+        raise DeployProblem(msg)
+
+
+# ── the code's bucket ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Code:
+    """The zip in S3, under its own SHA-256: an unchanged zip is an unchanged function."""
+
+    def __init__(self, s3: Any, request: Request, account: str, region: str) -> None:
+        self._s3, self._archive, self._account, self._region = s3, request.package.archive, account, region
+        self.bucket = request.code_bucket or f"windlass-code-{account}-{region}"
+        self._chosen = request.code_bucket is not None
+        self.key = f"{request.stack}/{request.package.sha256}.zip"
+        self._uploaded = False
+
+    def upload(self) -> None:
+        """Bring it there, unless it is."""
+        place = {"Bucket": self.bucket, "ExpectedBucketOwner": self._account}
+        if not self._there():
+            self._make()
+        try:
+            self._s3.head_object(**place, Key=self.key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("404", "NoSuchKey", "NotFound"):
+                raise
+            self._s3.put_object(**place, Key=self.key, Body=self._archive, ContentType="application/zip")
+            self._uploaded = True
+
+    def take_back(self) -> None:
+        """Remove what this deployment brought."""
+        if self._uploaded:
+            with contextlib.suppress(ClientError, BotoCoreError):
+                self._s3.delete_object(Bucket=self.bucket, Key=self.key)
+
+    def _there(self) -> bool:
+        try:
+            self._s3.head_bucket(Bucket=self.bucket, ExpectedBucketOwner=self._account)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("403", "AccessDenied"):
+                msg = f"the bucket {self.bucket} for code is not yours, or not allowed: name another with --code-bucket"
+                raise DeployProblem(msg) from None
+            if code not in ("404", "NoSuchBucket"):
+                raise
+            return False
+        return True
+
+    def _make(self) -> None:
+        if self._chosen:
+            msg = f"there is no bucket {self.bucket}: create it, or leave --code-bucket out"
+            raise DeployProblem(msg)
+        where = {} if self._region == "us-east-1" else {"LocationConstraint": self._region}
+        self._s3.create_bucket(Bucket=self.bucket, **({"CreateBucketConfiguration": where} if where else {}))
+        blocked = ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets")
+        self._s3.put_public_access_block(
+            Bucket=self.bucket, PublicAccessBlockConfiguration=dict.fromkeys(blocked, True)
+        )
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_names(clients: Clients, settings: Settings, keys: TableKeys, present: Mapping[str, str], region: str) -> None:
+    """New names must be free, given ARNs must lead to what is needed. Raises DeployProblem."""
+    check = _Names(clients, keys, region)
+    lookups: tuple[tuple[str, str | None, Callable[[str], None]], ...] = (
+        ("Stream", settings.stream, check.stream),
+        ("Table", settings.table, check.table),
+        ("Function", settings.function, check.function),
+        ("FunctionRole", settings.role, check.role),
+        ("Bucket", settings.bucket, check.bucket),
+    )
+    for logical, name, look in lookups:
+        if name and present.get(logical) != name:
+            look(name)
+
+
+class _Names:
+    """One look-up per kind of name."""
+
+    def __init__(self, clients: Clients, keys: TableKeys, region: str) -> None:
+        self._clients, self._keys, self._region = clients, keys, region
+
+    def stream(self, name: str) -> None:
+        place = {"StreamARN": name} if name.startswith("arn:") else {"StreamName": name}
+        self._same_region("stream", name)
+        found = _found(lambda: self._clients("kinesis").describe_stream_summary(**place))
+        if name.startswith("arn:"):
+            if not found:
+                msg = f"there is no stream {name}: give the ARN of one that exists, or a name for a new one"
+                raise DeployProblem(msg)
+            status = found["StreamDescriptionSummary"]["StreamStatus"]
+            if status not in ("ACTIVE", "UPDATING"):
+                msg = f"stream {name} is {status}: wait until it is ACTIVE"
+                raise DeployProblem(msg)
+        elif found:
+            arn = found["StreamDescriptionSummary"]["StreamARN"]
+            raise DeployProblem(_taken("stream", name, f'read it with stream = "{arn}"'))
+
+    def table(self, name: str) -> None:
+        self._same_region("table", name)
+        bare = name.rpartition("/")[2]
+        found = _found(lambda: self._clients("dynamodb").describe_table(TableName=bare))
+        if name.startswith("arn:") and not found:
+            msg = f"there is no table {name}: give the ARN of one that exists, or a name for a new one"
+            raise DeployProblem(msg)
+        if not found:
+            return
+        try:
+            DynamoTable(bare, self._keys, client=self._clients("dynamodb")).check()
+        except TableProblem as problem:
+            raise DeployProblem(str(problem)) from None
+        if not name.startswith("arn:"):
+            raise DeployProblem(_taken("table", name, f'write to it with table = "{found["Table"]["TableArn"]}"'))
+
+    def function(self, name: str) -> None:
+        if _found(lambda: self._clients("lambda").get_function(FunctionName=name)):
+            raise DeployProblem(_taken("function", name))
+
+    def role(self, name: str) -> None:
+        if _found(lambda: self._clients("iam").get_role(RoleName=name)):
+            raise DeployProblem(_taken("role", name))
+
+    def bucket(self, name: str) -> None:
+        try:
+            taken = _found(lambda: self._clients("s3").head_bucket(Bucket=name))
+        except ClientError:  # not allowed to look: somebody else's
+            taken = True
+        if taken:
+            raise DeployProblem(_taken("bucket", name))
+
+    def _same_region(self, kind: str, name: str) -> None:
+        if name.startswith("arn:") and name.split(":")[3] != self._region:
+            msg = f"{kind} {name} is in {name.split(':')[3]}, the stack would be in {self._region}: give that --region"
+            raise DeployProblem(msg)
+
+
+def _found(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in ("404", "NoSuchBucket", "NoSuchEntity", "ResourceNotFoundException"):
+            return None
+        raise
+
+
+def _taken(kind: str, name: str, instead: str = "") -> str:
+    return f"the {kind} {name} exists already, outside this stack: " + (
+        f"{instead}, or choose another name" if instead else f"choose another name with --set {kind}=NAME, or remove it"
+    )
