@@ -82,9 +82,10 @@ class Filter:
             value = _data(data)
             if value is not _MISSING:
                 fields["data"] = value
-            elif len(self._matchers) == 1:
-                return False
-        return any(matcher(fields) for matcher in self._matchers)
+        try:
+            return any(matcher(fields) for matcher in self._matchers)
+        except RecursionError:
+            return False  # nested beyond what any producer writes: as good as not JSON
 
     def _compile(self, text: str) -> Matcher:
         if len(text) > PATTERN_CHARS_MAX:
@@ -92,10 +93,12 @@ class Filter:
             raise InvalidPattern(msg)
         try:
             pattern = _read(text)
+            matcher = _object(pattern, self.warnings)
+        except InvalidPattern:
+            raise
         except (ValueError, RecursionError) as error:
             msg = f"a filter pattern is a JSON object; found {text[:60]!r} ({error})"
             raise InvalidPattern(msg) from None
-        matcher = _object(pattern, self.warnings)
         self._warn_of_metadata(pattern)
         if _asks_for_data(pattern):
             self._reads_data = True
