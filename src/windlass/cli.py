@@ -213,7 +213,7 @@ AssumeOption = Annotated[
 @app.command()
 def local(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0 for a free one.")] = 4566,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep mappings and their checkpoints there.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all of it there, and go on with it.")] = None,
     assume: AssumeOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the functions' logs.")] = False,
 ) -> None:

@@ -79,7 +79,7 @@ def assumptions(given: Sequence[str]) -> Assumptions:
 
 
 def _greeting(endpoint_url: str, data: Path | None) -> str:
-    kept = f"Mappings and their checkpoints are kept in {data}; all else ends with it." if data else "Nothing is kept."
+    kept = f"It is kept in {data}, when it ends." if data else "Nothing is kept."
     return (
         f"AWS on this machine: {endpoint_url}, and https:// there too. {kept} Ctrl-C ends it.\n"
         f"  export AWS_ENDPOINT_URL={endpoint_url}\n"

@@ -31,6 +31,7 @@ from moto.core import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.core.base_backend import BackendDict
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
+from windlass.local import snapshot
 from windlass.local.certificate import tls_context
 from windlass.local.hooks import our_own
 from windlass.local.hosts import FunctionState, Hosts
@@ -76,8 +77,8 @@ def _quiet(_function: str, _line: str) -> None:
 class Cloud:
     """A local AWS endpoint. Raises CloudProblem, at `start`, where it cannot be.
 
-    `data`: a folder to keep mappings, checkpoints and the certificate in. `echo` gets every log line of the functions.
-    `assumed` and `poll_ms` are for every mapping made here.
+    `data`: a folder to keep everything in, see `windlass.local.snapshot` for how well. `echo` gets every log line of
+    the functions. `assumed` and `poll_ms` are for every mapping made here.
     """
 
     def __init__(
@@ -138,11 +139,15 @@ class Cloud:
             raise CloudProblem(self._why_not(error, folder)) from None
         self._stack.enter_context(our_own(self._hosts, self._mappings))
         try:
+            if self._data:
+                snapshot.restore(self._data)
             self._mappings.restore()
         except ValueError as error:
             raise CloudProblem(str(error)) from None
         self._monitor.start(self._mappings.metrics)
         self._server.start()
+        if self._data:
+            self._stack.callback(snapshot.save, self._data)
 
     def _why_not(self, error: OSError, folder: Path) -> str:
         if error.filename:
@@ -213,6 +218,7 @@ class Cloud:
         ours = self._ours(environ, region, service)
         if ours is not None:
             status, headers, body = ours
+            headers.setdefault("x-amzn-RequestId", str(uuid.uuid4()))
             start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
             return (body,)
         if service in _FLUSHED_FOR:

@@ -103,9 +103,7 @@ def _typed(spec: Mapping[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _update_function(
-    cls: Any, original_resource: Any, _new_name: str, cloudformation_json: Any, _account: str, _region: str
-) -> Any:
+def _update_function(cls: Any, /, original_resource: Any, cloudformation_json: Any, **_: Any) -> Any:
     properties = cloudformation_json["Properties"]
     original_resource.update_configuration(properties)
     code = dict(properties["Code"])

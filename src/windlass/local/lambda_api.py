@@ -212,7 +212,11 @@ def _invoked(result: Result, version: str, *, tail: bool) -> Answer:
         case Unrunnable():
             raise InvalidRequest("InvalidRuntimeException", result.message, 502)  # noqa: EM101
         case Outcome():
-            headers = {"Content-Type": "application/json", "X-Amz-Executed-Version": version}
+            headers = {
+                "Content-Type": "application/json",
+                "x-amzn-RequestId": result.request_id,
+                "X-Amz-Executed-Version": version,
+            }
             if result.function_error:
                 headers["X-Amz-Function-Error"] = result.function_error
             if tail:

@@ -61,10 +61,11 @@ class Server:
     def end(self) -> None:
         """Take no more connections, and close those that are open."""
         self._ending = True
-        # Closing a listening socket does not wake who accepts on it.
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
-            pass
-        self._thread.join()
+        if self._thread.is_alive():
+            # Closing a listening socket does not wake who accepts on it.
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
+                pass
+            self._thread.join()
         self._listening.close()
         with self._lock:
             connections = tuple(self._open)

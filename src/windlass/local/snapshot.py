@@ -1,0 +1,127 @@
+"""What moto holds, in one file: written when an endpoint with a data folder ends, read when it starts again.
+
+The file is Python's own serialization of moto's backends, so it belongs to one version of moto, and to one owner: to
+read it is to run what it says. A crash loses what came since the endpoint was started, checkpoints excepted.
+"""
+
+import importlib.metadata
+import io
+import json
+import pickle  # the folder is the owner's own, as his shell's start-up file is
+import threading
+from collections import defaultdict
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from weakref import WeakValueDictionary
+
+from moto import backends
+from moto.core.base_backend import BackendDict, BaseBackend
+
+SERVICES = (
+    "cloudformation",
+    "cloudwatch",
+    "dynamodb",
+    "dynamodbstreams",
+    "iam",
+    "kinesis",
+    "kms",
+    "lambda",
+    "logs",
+    "s3",
+    "sns",
+    "sqs",
+    "sts",
+)
+FILE = "aws.pickle"
+
+
+class Damaged(ValueError):
+    """The file cannot be read. One line: what is wrong, what was found, what to do."""
+
+
+def save(folder: Path) -> None:
+    """Write what moto holds; a crash leaves the old file or the new one."""
+    state = {service: _held(backends.get_backend(service)) for service in SERVICES if service in _begun()}
+    written = io.BytesIO()
+    written.write(json.dumps(_versions()).encode() + b"\n")
+    _Pickler(written, protocol=5).dump(state)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{FILE}.new"
+    beside.touch(mode=0o600)
+    beside.write_bytes(written.getvalue())
+    beside.replace(folder / FILE)
+
+
+def restore(folder: Path) -> None:
+    """Give moto what was written, if anything was. Raises Damaged."""
+    path = folder / FILE
+    if not path.exists():
+        return
+    head, _, rest = path.read_bytes().partition(b"\n")
+    if head.decode("utf-8", "replace") != json.dumps(_versions()):
+        msg = (
+            f"{path} was written by {head[:80]!r}, and this is {json.dumps(_versions())}: "
+            "delete the file to begin anew, or install those versions"
+        )
+        raise Damaged(msg)
+    try:
+        state = _Unpickler(io.BytesIO(rest)).load()
+    except Exception as error:  # noqa: BLE001  (damaged bytes can say anything)
+        msg = f"{path} is damaged ({type(error).__name__}: {error}): delete the file to begin anew"
+        raise Damaged(msg) from None
+    for service, accounts in state.items():
+        for account, regions in accounts.items():
+            for region, held in regions.items():
+                backends.get_backend(service)[account][region].__dict__.update(held)
+
+
+def _versions() -> dict[str, str]:
+    return {"moto": importlib.metadata.version("moto"), "format": "1"}
+
+
+def _begun() -> set[str]:
+    return {held.service_name for held in BackendDict._instances}
+
+
+def _held(backend: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        account: {region: dict(held.__dict__) for region, held in regions.items()}
+        for account, regions in backend.items()
+    }
+
+
+class _Pickler(pickle.Pickler):
+    """A backend that another one holds is written as a name; what cannot be written is made anew."""
+
+    def persistent_id(self, obj: Any) -> tuple[str, str, str] | None:
+        if isinstance(obj, BaseBackend):
+            return _service(obj), obj.account_id, obj.region_name
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, WeakValueDictionary):
+            return WeakValueDictionary, (dict(obj),)
+        if type(obj) is defaultdict and isinstance(obj.default_factory, FunctionType):
+            return defaultdict, (type(obj.default_factory()),), None, None, iter(obj.items())
+        for make in (threading.Lock, threading.RLock):
+            if type(obj) is type(make()):
+                return make, ()
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: Any) -> Any:
+        service, account, region = pid
+        return backends.get_backend(service)[account][region]
+
+
+def _service(backend: BaseBackend) -> str:
+    found = next(
+        held.service_name
+        for held in BackendDict._instances
+        for regions in held.values()
+        for each in regions.values()
+        if each is backend
+    )
+    return str(found)

@@ -1,0 +1,604 @@
+"""The local endpoint, through its door: boto3, real function processes, real mappings."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from windlass.local.cloud import ACCOUNT, Cloud, CloudProblem
+from windlass.local.mapping_settings import Assumptions
+
+FAST = Assumptions(grace_ms=0, backoff_ms=20, backoff_ms_max=50)
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/runs"
+
+TOTALS = """
+import base64, json, os
+import boto3
+table = boto3.client("dynamodb")
+
+def handler(event, context):
+    state = event["state"]
+    for record in event["Records"]:
+        trip = json.loads(base64.b64decode(record["kinesis"]["data"]))
+        vendor = str(trip["vendorId"])
+        state[vendor] = state.get(vendor, 0) + trip["passengerCount"]
+    if not (event["isFinalInvokeForWindow"] or event["isWindowTerminatedEarly"]):
+        return {"state": state}
+    for vendor, passengers in state.items():
+        table.update_item(
+            TableName=os.environ["dynamoDBTableName"], Key={"vendorId": {"N": vendor}},
+            UpdateExpression="ADD passengers :n", ExpressionAttributeValues={":n": {"N": str(passengers)}})
+    return {"state": {}}
+"""
+ECHO = "def handler(event, context):\n    print('got', len(event.get('Records', [])))\n    return event\n"
+FAILS = "def handler(event, context):\n    raise ValueError('no such trip')\n"
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    with Cloud(port=0, assumed=FAST, poll_ms=20) as cloud:
+        cloud.client("iam").create_role(RoleName="runs", AssumeRolePolicyDocument="{}")
+        yield cloud
+
+
+def zipped(source: str, name: str = "app.py") -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(name, source)
+    return archive.getvalue()
+
+
+def function(cloud: Cloud, name: str, source: str, **more: Any) -> str:
+    asked = {"Runtime": f"python3.{sys.version_info[1]}", "Handler": "app.handler", "Role": ROLE, "Timeout": 30}
+    made = cloud.client("lambda").create_function(
+        FunctionName=name, Code={"ZipFile": zipped(source)}, **{**asked, **more}
+    )
+    return str(made["FunctionArn"])
+
+
+def stream(cloud: Cloud, name: str, shards: int = 1) -> str:
+    cloud.client("kinesis").create_stream(StreamName=name, ShardCount=shards)
+    return f"arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/{name}"
+
+
+def mapping(cloud: Cloud, function_name: str, stream_arn: str, **more: Any) -> dict[str, Any]:
+    asked = {"StartingPosition": "TRIM_HORIZON", **more}
+    made = cloud.client("lambda").create_event_source_mapping(
+        FunctionName=function_name, EventSourceArn=stream_arn, **asked
+    )
+    del made["ResponseMetadata"]
+    return dict(made)
+
+
+def eventually(look: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+    return found
+
+
+def state_of(cloud: Cloud, uuid: str) -> str:
+    return str(cloud.client("lambda").get_event_source_mapping(UUID=uuid)["State"])
+
+
+def lines_of(cloud: Cloud, name: str) -> list[str]:
+    found = cloud.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{name}")
+    return [event["message"] for event in found["events"]]
+
+
+def metric(cloud: Cloud, namespace: str, name: str, dimension: str, value: str, what: str = "Sum") -> float:
+    now = time.time()
+    found = cloud.client("cloudwatch").get_metric_statistics(
+        Namespace=namespace, MetricName=name, Dimensions=[{"Name": dimension, "Value": value}],
+        StartTime=now - 600, EndTime=now + 60, Period=3600, Statistics=[what],
+    )  # fmt: skip
+    return sum(point[what] for point in found["Datapoints"])
+
+
+def unchecked(cloud: Cloud, service: str) -> Any:
+    """A client that sends what the SDK would not, and tries once."""
+    config = Config(parameter_validation=False, retries={"total_max_attempts": 1}, proxies={})
+    return boto3.client(
+        service, endpoint_url=cloud.endpoint_url, region_name="us-east-1", aws_access_key_id="a",
+        aws_secret_access_key="b", config=config,
+    )  # fmt: skip
+
+
+def refused(call: Callable[..., Any], **request: Any) -> tuple[str, str]:
+    with pytest.raises(ClientError) as refusal:
+        call(**request)
+    error = refusal.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def trips(count: int) -> tuple[list[dict[str, Any]], Counter[int]]:
+    found, totals = [], Counter[int]()
+    for number in range(count):
+        vendor, passengers = 1 + number % 2, number % 5
+        totals[vendor] += passengers
+        data = json.dumps({"vendorId": vendor, "passengerCount": passengers}).encode()
+        found.append({"Data": data, "PartitionKey": f"id{number}"})
+    return found, totals
+
+
+def table(cloud: Cloud, name: str) -> None:
+    cloud.client("dynamodb").create_table(
+        TableName=name, KeySchema=[{"AttributeName": "vendorId", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "vendorId", "AttributeType": "N"}], BillingMode="PAY_PER_REQUEST",
+    )  # fmt: skip
+
+
+def totals_in(cloud: Cloud, name: str) -> dict[int, int]:
+    items = cloud.client("dynamodb").scan(TableName=name)["Items"]
+    return {int(item["vendorId"]["N"]): int(item["passengers"]["N"]) for item in items}
+
+
+# --- the whole of it -----------------------------------------------------------------------------------------
+
+
+def test_windows_of_anyones_zip_come_out_exact_over_four_shards(cloud: Cloud) -> None:
+    arn = stream(cloud, "trips", shards=4)
+    table(cloud, "aggs")
+    function(cloud, "totals", TOTALS, Environment={"Variables": {"dynamoDBTableName": "aggs"}})
+    made = mapping(cloud, "totals", arn, StartingPosition="LATEST", BatchSize=200, TumblingWindowInSeconds=1)
+    records, truth = trips(1500)
+    for begin in range(0, 1500, 500):
+        cloud.client("kinesis").put_records(StreamName="trips", Records=records[begin : begin + 500])
+        time.sleep(0.4)
+    assert cloud.settle(timeout_s=20)
+    assert totals_in(cloud, "aggs") == truth
+    now = cloud.client("lambda").get_event_source_mapping(UUID=made["UUID"])
+    assert (now["State"], now["LastProcessingResult"]) == ("Enabled", "OK")
+    assert metric(cloud, "AWS/Lambda", "Errors", "FunctionName", "totals") == 0
+    assert metric(cloud, "AWS/Lambda", "IteratorAge", "FunctionName", "totals", "SampleCount") >= 4
+    assert metric(cloud, "AWS/Kinesis", "IncomingRecords", "StreamName", "trips") == 1500
+    [view] = [each for each in cloud.view().mappings if each.uuid == made["UUID"]]
+    assert sum(shard.counters.polled for shard in view.shards) == 1500
+
+
+def test_concurrent_conditional_writes_take_turns(cloud: Cloud) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    table(cloud, "fenced")
+    client = cloud.client("dynamodb")
+
+    def add(number: int) -> bool:
+        try:
+            client.update_item(
+                TableName="fenced", Key={"vendorId": {"N": "1"}}, UpdateExpression="ADD passengers :n SET seen = :k",
+                ConditionExpression="attribute_not_exists(seen) OR seen < :k",
+                ExpressionAttributeValues={":n": {"N": "1"}, ":k": {"N": str(number)}},
+            )  # fmt: skip
+        except client.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = sum(pool.map(add, range(100)))
+    assert totals_in(cloud, "fenced") == {1: taken}
+
+
+# --- Invoke --------------------------------------------------------------------------------------------------
+
+
+def test_invoke_answers_with_the_result_the_version_and_the_tail_of_the_log(cloud: Cloud) -> None:
+    function(cloud, "echo", ECHO)
+    answer = cloud.client("lambda").invoke(FunctionName="echo", Payload=b'{"a": 1}', LogType="Tail")
+    assert (answer["StatusCode"], answer["ExecutedVersion"]) == (200, "$LATEST")
+    assert json.loads(answer["Payload"].read()) == {"a": 1}
+    tail = base64.b64decode(answer["LogResult"]).decode().splitlines()
+    assert tail[-3] == "got 0"
+    assert tail[-1].startswith("REPORT RequestId: " + answer["ResponseMetadata"]["RequestId"])
+    assert "got 0" in lines_of(cloud, "echo")
+    assert metric(cloud, "AWS/Lambda", "Invocations", "FunctionName", "echo") == 1
+    assert cloud.view().calls[-1].function == "echo"
+
+
+def test_a_function_that_raises_is_reported_as_lambda_does(cloud: Cloud) -> None:
+    function(cloud, "fails", FAILS)
+    answer = cloud.client("lambda").invoke(FunctionName="fails")
+    assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
+    told = json.loads(answer["Payload"].read())
+    assert (told["errorType"], told["errorMessage"]) == ("ValueError", "no such trip")
+    assert metric(cloud, "AWS/Lambda", "Errors", "FunctionName", "fails") == 1
+
+
+def test_an_event_is_taken_at_once_and_run_later(cloud: Cloud) -> None:
+    function(cloud, "later", ECHO)
+    answer = cloud.client("lambda").invoke(FunctionName="later", InvocationType="Event", Payload=b'{"Records": [1, 2]}')
+    assert answer["StatusCode"] == 202
+    eventually(lambda: [call for call in cloud.view().calls if call.function == "later"])
+    assert "got 2" in lines_of(cloud, "later")
+
+
+def test_a_dry_run_runs_nothing(cloud: Cloud) -> None:
+    function(cloud, "dry", ECHO)
+    assert cloud.client("lambda").invoke(FunctionName="dry", InvocationType="DryRun")["StatusCode"] == 204
+    assert not [call for call in cloud.view().calls if call.function == "dry"]
+
+
+def test_invoke_refuses_what_lambda_refuses(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    code, message = refused(client.invoke, FunctionName="nobody")
+    arn = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:nobody"
+    assert (code, message) == ("ResourceNotFoundException", f"Function not found: {arn}")
+    function(cloud, "narrow", ECHO)
+    client.put_function_concurrency(FunctionName="narrow", ReservedConcurrentExecutions=0)
+    code, message = refused(unchecked(cloud, "lambda").invoke, FunctionName="narrow")
+    assert (code, message) == ("TooManyRequestsException", "Rate Exceeded.")
+    assert metric(cloud, "AWS/Lambda", "Throttles", "FunctionName", "narrow") == 1
+    code, message = refused(client.invoke, FunctionName="narrow", Payload=b"x" * 6_400_000)
+    assert code == "RequestTooLargeException"
+
+
+def test_new_code_and_settings_take_effect_on_the_next_call(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    function(cloud, "changing", "import os\ndef handler(event, context):\n    return [1, os.environ.get('WHO')]\n")
+    said = lambda: json.loads(client.invoke(FunctionName="changing")["Payload"].read())  # noqa: E731
+    assert said() == [1, None]
+    client.update_function_configuration(FunctionName="changing", Environment={"Variables": {"WHO": "me"}})
+    assert said() == [1, "me"]
+    source = "import os\ndef handler(event, context):\n    return [2, os.environ.get('WHO')]\n"
+    client.update_function_code(FunctionName="changing", ZipFile=zipped(source))
+    assert said() == [2, "me"]
+
+
+def test_a_deleted_functions_processes_end(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    function(cloud, "brief", "import os\ndef handler(event, context):\n    return os.getpid()\n")
+    pid = json.loads(client.invoke(FunctionName="brief")["Payload"].read())
+    os.kill(pid, 0)
+    client.delete_function(FunctionName="brief")
+    eventually(lambda: not _lives(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        ({"Runtime": "nodejs20.x"}, "InvalidParameterValueException", "Runtime nodejs20.x cannot run here"),
+        ({"Timeout": 901}, "ValidationException", "Value '901' at 'timeout' failed to satisfy constraint"),
+        ({"MemorySize": 64}, "ValidationException", "Member must have value greater than or equal to 128"),
+        ({"Code": {"ZipFile": b"no zip"}}, "InvalidParameterValueException", "Could not unzip uploaded file."),
+        (
+            {"Environment": {"Variables": {"AWS_REGION": "x", "_HANDLER": "y"}}},
+            "InvalidParameterValueException",
+            "Reserved keys used in this request: AWS_REGION, _HANDLER",
+        ),
+        ({"Environment": {"Variables": {"A": "x" * 4100}}}, "InvalidParameterValueException", "exceeded the 4KB limit"),
+        ({"PackageType": "Image", "Code": {"ImageUri": "a/b:c"}}, "InvalidParameterValueException", "give a zip"),
+    ],
+)  # fmt: skip
+def test_a_function_that_cannot_run_here_is_refused_when_it_is_made(
+    cloud: Cloud, more: dict[str, Any], code: str, message: str
+) -> None:
+    asked = {"FunctionName": "never", "Runtime": "python3.13", "Handler": "app.handler", "Role": ROLE}
+    request = {**asked, "Code": {"ZipFile": zipped(ECHO)}, **more}
+    found_code, found_message = refused(unchecked(cloud, "lambda").create_function, **request)
+    assert found_code == code
+    assert message in found_message
+
+
+# --- event source mappings --------------------------------------------------------------------------------------
+
+
+def test_a_mapping_is_echoed_with_every_default_and_comes_to_life(cloud: Cloud) -> None:
+    arn = stream(cloud, "plain")
+    function_arn = function(cloud, "plain", ECHO)
+    made = mapping(cloud, "plain", arn)
+    uuid = made.pop("UUID")
+    assert made.pop("LastModified").timestamp() == pytest.approx(time.time(), abs=10)
+    assert made == {
+        "EventSourceMappingArn": f"arn:aws:lambda:us-east-1:{ACCOUNT}:event-source-mapping:{uuid}",
+        "EventSourceArn": arn,
+        "FunctionArn": function_arn,
+        "StartingPosition": "TRIM_HORIZON",
+        "BatchSize": 100,
+        "MaximumBatchingWindowInSeconds": 0,
+        "ParallelizationFactor": 1,
+        "MaximumRecordAgeInSeconds": -1,
+        "MaximumRetryAttempts": -1,
+        "TumblingWindowInSeconds": 0,
+        "BisectBatchOnFunctionError": False,
+        "DestinationConfig": {"OnFailure": {}},
+        "FunctionResponseTypes": [],
+        "State": "Creating",
+        "StateTransitionReason": "User action",
+        "LastProcessingResult": "No records processed",
+    }
+    eventually(lambda: state_of(cloud, uuid) == "Enabled")
+    listed = cloud.client("lambda").list_event_source_mappings(FunctionName="plain")["EventSourceMappings"]
+    assert [each["UUID"] for each in listed] == [uuid]
+
+
+def test_a_disabled_mapping_calls_nothing_and_goes_on_where_it_was(cloud: Cloud) -> None:
+    client, kinesis = cloud.client("lambda"), cloud.client("kinesis")
+    arn = stream(cloud, "paused")
+    function(cloud, "paused", ECHO)
+    uuid = mapping(cloud, "paused", arn, StartingPosition="LATEST")["UUID"]
+    eventually(lambda: state_of(cloud, uuid) == "Enabled")
+    assert client.update_event_source_mapping(UUID=uuid, Enabled=False)["State"] == "Disabling"
+    eventually(lambda: state_of(cloud, uuid) == "Disabled")
+    kinesis.put_record(StreamName="paused", Data=b"while disabled", PartitionKey="a")
+    time.sleep(0.2)
+    assert not [call for call in cloud.view().calls if call.function == "paused"]
+    answer = client.update_event_source_mapping(UUID=uuid, Enabled=True, BatchSize=7)
+    assert (answer["State"], answer["BatchSize"]) == ("Enabling", 7)
+    eventually(lambda: [call for call in cloud.view().calls if call.function == "paused"])
+    assert state_of(cloud, uuid) == "Enabled"
+
+
+def test_a_deleted_mapping_is_gone_and_calls_no_more(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    arn = stream(cloud, "gone")
+    function(cloud, "gone", ECHO)
+    uuid = mapping(cloud, "gone", arn)["UUID"]
+    eventually(lambda: state_of(cloud, uuid) == "Enabled")
+    assert client.delete_event_source_mapping(UUID=uuid)["State"] == "Deleting"
+    missing = ("ResourceNotFoundException", "The resource you requested does not exist.")
+    eventually(lambda: not client.list_event_source_mappings(FunctionName="gone")["EventSourceMappings"])
+    assert refused(client.get_event_source_mapping, UUID=uuid) == missing
+    cloud.client("kinesis").put_record(StreamName="gone", Data=b"x", PartitionKey="a")
+    time.sleep(0.2)
+    assert not [call for call in cloud.view().calls if call.function == "gone"]
+
+
+def test_mappings_that_lambda_refuses_are_refused_in_its_words(cloud: Cloud) -> None:
+    client = unchecked(cloud, "lambda")
+    arn = stream(cloud, "choosy")
+    function(cloud, "choosy", ECHO)
+    make = client.create_event_source_mapping
+    asked = {"FunctionName": "choosy", "EventSourceArn": arn, "StartingPosition": "LATEST"}
+    invalid = "InvalidParameterValueException"
+    no_stream = f"{arn}2"
+    assert refused(make, **{**asked, "FunctionName": "nobody"}) == (invalid, "Function does not exist")
+    assert refused(make, **{**asked, "EventSourceArn": no_stream}) == (invalid, f"Stream not found: {no_stream}")
+    assert refused(make, **{**asked, "BatchSize": 10_001})[0] == "ValidationException"
+    assert refused(make, **asked, TumblingWindowInSeconds=30, ParallelizationFactor=2)[0] == invalid
+    del asked["StartingPosition"]
+    assert refused(make, **asked)[1].startswith("1 validation error detected: Value null at 'startingPosition'")
+    uuid = mapping(cloud, "choosy", arn)["UUID"]
+    code, message = refused(make, **asked, StartingPosition="LATEST")
+    assert code == "ResourceConflictException"
+    assert uuid in message
+    missing = ("ResourceNotFoundException", "The resource you requested does not exist.")
+    assert refused(client.update_event_source_mapping, UUID="none", BatchSize=1) == missing
+
+
+@pytest.mark.parametrize("kind", ["sqs", "sns", "s3"])
+def test_a_batch_that_is_given_up_is_told_of_at_its_destination(cloud: Cloud, kind: str) -> None:
+    sqs, sns, s3 = (cloud.client(service) for service in ("sqs", "sns", "s3"))
+    name = f"lost-{kind}"
+    url = sqs.create_queue(QueueName=name)["QueueUrl"]
+    queue = f"arn:aws:sqs:us-east-1:{ACCOUNT}:{name}"
+    target = queue
+    if kind == "sns":
+        target = sns.create_topic(Name=name)["TopicArn"]
+        sns.subscribe(TopicArn=target, Protocol="sqs", Endpoint=queue, Attributes={"RawMessageDelivery": "true"})
+    if kind == "s3":
+        s3.create_bucket(Bucket=name)
+        target = f"arn:aws:s3:::{name}"
+    arn = stream(cloud, name)
+    function(cloud, name, FAILS)
+    put = cloud.client("kinesis").put_record(StreamName=name, Data=b"poison", PartitionKey="a")
+    destination = {"OnFailure": {"Destination": target}}
+    metrics = {"Metrics": ["EventCount"]}
+    made = mapping(cloud, name, arn, MaximumRetryAttempts=1, DestinationConfig=destination, MetricsConfig=metrics)
+
+    def received() -> Any:
+        if kind == "s3":
+            keys = s3.list_objects_v2(Bucket=name).get("Contents", [])
+            return [s3.get_object(Bucket=name, Key=each["Key"])["Body"].read() for each in keys]
+        return [each["Body"] for each in sqs.receive_message(QueueUrl=url, WaitTimeSeconds=1).get("Messages", [])]
+
+    told = json.loads(eventually(received)[0])
+    assert told["requestContext"]["condition"] == "RetryAttemptsExhausted"
+    assert told["requestContext"]["approximateInvokeCount"] == 2
+    assert told["KinesisBatchInfo"]["startSequenceNumber"] == put["SequenceNumber"]
+    now = cloud.client("lambda").get_event_source_mapping(UUID=made["UUID"])
+    assert now["LastProcessingResult"] == "PROBLEM: Function call failed"
+    delivered = "OnFailureDestinationDeliveredEventCount"
+    assert metric(cloud, "AWS/Lambda", delivered, "EventSourceMappingUUID", made["UUID"]) == 1
+    assert [sent.refused for sent in cloud.view().failures if sent.uuid == made["UUID"]] == [""]
+
+
+def test_moto_calls_no_function_by_itself_and_never_asks_docker(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.awslambda.models import LambdaFunction
+
+    asked: list[str] = []
+    monkeypatch.setattr(LambdaFunction, "_invoke_lambda", lambda *_: asked.append("docker") or ("", False, ""))
+    arn = stream(cloud, "once")
+    function(cloud, "once", ECHO)
+    mapping(cloud, "once", arn, BatchSize=10)
+    cloud.client("kinesis").put_records(
+        StreamName="once", Records=[{"Data": b"x", "PartitionKey": "a"} for _ in range(10)]
+    )
+    assert cloud.settle(timeout_s=10)
+    assert "got 10" in lines_of(cloud, "once")
+    topic = cloud.client("sns").create_topic(Name="calls")["TopicArn"]
+    function_arn = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:once"
+    cloud.client("sns").subscribe(TopicArn=topic, Protocol="lambda", Endpoint=function_arn)
+    cloud.client("sns").publish(TopicArn=topic, Message="hello")
+    eventually(lambda: "got 1" in lines_of(cloud, "once"))
+    assert not asked
+
+
+# --- what is left behind -----------------------------------------------------------------------------------------
+
+
+def test_embedded_metrics_become_metrics(cloud: Cloud) -> None:
+    line = {
+        "_aws": {
+            "Timestamp": int(time.time() * 1000),
+            "CloudWatchMetrics": [
+                {
+                    "Namespace": "Taxi",
+                    "Dimensions": [["service"]],
+                    "Metrics": [{"Name": "Late", "Unit": "Count"}, {"Name": "Sizes"}],
+                }
+            ],
+        },
+        "service": "trips",
+        "Late": 3,
+        "Sizes": [1, 2, 4],
+    }
+    source = f"import json\ndef handler(event, context):\n    print(json.dumps({line!r}))\n"
+    function(cloud, "measures", source)
+    cloud.client("lambda").invoke(FunctionName="measures")
+    assert metric(cloud, "Taxi", "Late", "service", "trips") == 3
+    assert metric(cloud, "Taxi", "Sizes", "service", "trips") == 7
+    assert metric(cloud, "Taxi", "Sizes", "service", "trips", "SampleCount") == 3
+
+
+# --- CloudFormation ----------------------------------------------------------------------------------------------
+
+TEMPLATE = {
+    "Parameters": {"Window": {"Type": "Number", "Default": 1}},
+    "Resources": {
+        "Stream": {"Type": "AWS::Kinesis::Stream", "Properties": {"Name": "stacked", "ShardCount": 1}},
+        "Role": {
+            "Type": "AWS::IAM::Role",
+            "Properties": {"RoleName": "stacked", "AssumeRolePolicyDocument": {"Version": "2012-10-17"}},
+        },
+        "Function": {
+            "Type": "AWS::Lambda::Function",
+            "Properties": {
+                "FunctionName": "stacked",
+                "Runtime": f"python3.{sys.version_info[1]}",
+                "Handler": "index.handler",
+                "Role": {"Fn::GetAtt": ["Role", "Arn"]},
+                "Code": {"ZipFile": "def handler(event, context):\n    print('one')\n    return {'state': {}}\n"},
+                "Timeout": "20",
+            },
+        },
+        "Mapping": {
+            "Type": "AWS::Lambda::EventSourceMapping",
+            "Properties": {
+                "FunctionName": {"Ref": "Function"},
+                "EventSourceArn": {"Fn::GetAtt": ["Stream", "Arn"]},
+                "StartingPosition": "TRIM_HORIZON",
+                "TumblingWindowInSeconds": {"Ref": "Window"},
+                "Enabled": "true",
+            },
+        },
+    },
+    "Outputs": {"Mapping": {"Value": {"Ref": "Mapping"}}},
+}
+
+
+def test_what_a_stack_makes_comes_to_life_changes_and_goes(cloud: Cloud) -> None:
+    formation, client = cloud.client("cloudformation"), cloud.client("lambda")
+    formation.create_stack(StackName="taxi", TemplateBody=json.dumps(TEMPLATE))
+    [output] = formation.describe_stacks(StackName="taxi")["Stacks"][0]["Outputs"]
+    uuid = output["OutputValue"]
+    eventually(lambda: state_of(cloud, uuid) == "Enabled")
+    cloud.client("kinesis").put_record(StreamName="stacked", Data=b"{}", PartitionKey="a")
+    assert cloud.settle(timeout_s=20)
+    assert lines_of(cloud, "stacked").count("one") == 2  # the batch, and the window's end
+    changed = json.loads(json.dumps(TEMPLATE).replace("'one'", "'two'"))
+    changed["Resources"]["Mapping"]["Properties"]["Enabled"] = "false"
+    formation.update_stack(StackName="taxi", TemplateBody=json.dumps(changed))
+    eventually(lambda: state_of(cloud, uuid) == "Disabled")
+    client.invoke(FunctionName="stacked")
+    assert "two" in lines_of(cloud, "stacked")
+    formation.delete_stack(StackName="taxi")
+    eventually(lambda: not client.list_event_source_mappings(FunctionName="stacked")["EventSourceMappings"])
+    assert refused(client.invoke, FunctionName="stacked")[0] == "ResourceNotFoundException"
+
+
+# --- the endpoint itself -----------------------------------------------------------------------------------------
+
+
+def test_https_is_spoken_on_the_same_port(cloud: Cloud, tmp_path: Path) -> None:
+    import ssl
+
+    pem = ssl.get_server_certificate(("127.0.0.1", cloud.port))
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text(pem)
+    client = boto3.client(
+        "sts", endpoint_url=f"https://localhost:{cloud.port}", region_name="us-east-1", aws_access_key_id="a",
+        aws_secret_access_key="b", verify=str(bundle), config=Config(proxies={}),
+    )  # fmt: skip
+    assert client.get_caller_identity()["Account"] == ACCOUNT
+
+
+def test_one_endpoint_at_a_time_in_a_process(cloud: Cloud) -> None:
+    with pytest.raises(CloudProblem, match="has a local endpoint already"):
+        Cloud(port=0).start()
+
+
+def test_with_a_data_folder_all_of_it_goes_on_after_a_restart(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("restarts.py")
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "data")], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    first, second, third, damaged, kept = result.stdout.splitlines()
+    assert first == "calls 1: ['a'] waiting 0"
+    assert second == "calls 1: ['b'] waiting 1"  # what was processed before is not delivered again
+    assert third == "item kept object message topic group role"
+    assert damaged.startswith(f"{tmp_path / 'data' / 'aws.pickle'} is damaged (")
+    assert "holds no mapping" in kept
+
+
+def test_the_command_says_where_it_is_ends_on_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "windlass", "local", "--port", "0", "--data", str(tmp_path / "d")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    begun = time.monotonic()
+    assert process.stdout is not None
+    greeting = process.stdout.readline()
+    ready_s = time.monotonic() - begun
+    try:
+        assert greeting.startswith("AWS on this machine: http://127.0.0.1:")
+        assert ready_s < (6 if "PYTEST_XDIST_WORKER" in os.environ else 3)
+        url = process.stdout.readline().partition("AWS_ENDPOINT_URL=")[2].strip()
+        make = lambda service: boto3.client(  # noqa: E731
+            service, endpoint_url=url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        role = make("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+        make("lambda").create_function(
+            FunctionName="pid", Runtime=f"python3.{sys.version_info[1]}", Handler="app.handler", Role=role,
+            Code={"ZipFile": zipped("import os\ndef handler(event, context):\n    return os.getpid()\n")},
+        )  # fmt: skip
+        pid = json.loads(make("lambda").invoke(FunctionName="pid")["Payload"].read())
+        os.kill(pid, 0)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=15)
+    assert process.returncode == 0, errors
+    assert "pid | START RequestId" in rest
+    assert rest.endswith("windlass local: ended\n")
+    assert not errors
+    assert not _lives(pid)
+
+
+def test_a_port_in_use_is_one_clear_line(cloud: Cloud) -> None:
+    command = [sys.executable, "-m", "windlass", "local", "--port", str(cloud.port)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"windlass local: 127.0.0.1:{cloud.port} cannot be used: ")
+    assert result.stderr.count("\n") == 1
