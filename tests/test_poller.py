@@ -1,0 +1,586 @@
+"""The thread driver: against moto in this process, and against streams of our own where threads must be seen."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import boto3
+import msgspec
+import pytest
+from moto import mock_aws
+
+from windlass.local.destination import AwsDestination
+from windlass.local.mapping import (
+    Answered,
+    Checkpoint,
+    Delivered,
+    Failed,
+    Failure,
+    Fetch,
+    Fetched,
+    Invoke,
+    Kind,
+    StreamRecord,
+    Undelivered,
+)
+from windlass.local.mapping_settings import (
+    LATEST,
+    NOTHING_PROCESSED,
+    PROBLEM,
+    PROCESSED,
+    TRIM_HORIZON,
+    Assumptions,
+    MappingSettings,
+    Position,
+    State,
+)
+from windlass.local.poller import (
+    FileCheckpoints,
+    InProcess,
+    MemoryCheckpoints,
+    PolledStream,
+    Poller,
+    Shard,
+    wall_clock_ms,
+)
+
+ACCOUNT = "123456789012"
+STREAM = f"arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/trips"
+FUNCTION = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:totals"
+FAST = {"poll_ms": 5, "poll_ms_min": 1}
+WAIT_S = 20  # the longest that a busy machine may take
+
+
+def settings(**fields: Any) -> MappingSettings:
+    assumed = Assumptions(**{"grace_ms": 0, "backoff_ms": 2, **fields.pop("assumed", {})})
+    return MappingSettings(
+        **{"event_source_arn": STREAM, "function_arn": FUNCTION, "assumed": assumed, **FAST, **fields}
+    )
+
+
+class Shards:
+    """A stream in memory. Records by shard; a closed one ends behind its last record."""
+
+    def __init__(self, records: dict[str, list[StreamRecord]], *, parents: dict[str, tuple[str, ...]] | None = None):
+        self.records = records
+        self.parents = parents or {}
+        self.closed: set[str] = {parent for each in self.parents.values() for parent in each}
+        self.fetches: list[Fetch] = []
+        self.trouble: dict[str, Exception] = {}
+
+    def shards(self) -> list[Shard]:
+        return [Shard(each, self.parents.get(each, ()), each in self.closed) for each in list(self.records)]
+
+    def fetch(self, fetch: Fetch) -> Fetched:
+        self.fetches.append(fetch)
+        if fetch.shard_id in self.trouble:
+            raise self.trouble[fetch.shard_id]
+        position = fetch.position
+        if position == LATEST:
+            return Fetched([], ended=fetch.shard_id in self.closed)
+        held = list(self.records[fetch.shard_id])
+        at = int(position.sequence or 0) - (position.kind == "AT_SEQUENCE_NUMBER")
+        taken = [each for each in held if int(each.sequence) > at]
+        return Fetched(taken, ended=fetch.shard_id in self.closed)
+
+
+def records(*numbers: int) -> list[StreamRecord]:
+    return [StreamRecord(str(number), "k", wall_clock_ms(), b"{}") for number in numbers]
+
+
+class Function:
+    """Remembers what it was called with; `answers` decides what it says."""
+
+    def __init__(self, answers: Callable[[dict[str, Any]], object] = lambda event: {"state": event.get("state", {})}):
+        self.events: list[dict[str, Any]] = []
+        self.answers = answers
+
+    def __call__(self, event: dict[str, Any], context: Any) -> object:
+        self.events.append(event)
+        return self.answers(event)
+
+    def numbers(self, shard_id: str = "") -> list[int]:
+        return [
+            int(each["kinesis"]["sequenceNumber"])
+            for event in list(self.events)
+            for each in event["Records"]
+            if each["eventID"].startswith(shard_id)
+        ]
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., Poller]]:
+    """Makes and starts a poller, and stops it afterwards."""
+    pollers: list[Poller] = []
+
+    def start(stream: Any, function: Any, config: MappingSettings | None = None, **options: Any) -> Poller:
+        config = config or settings()
+        poller = Poller(config, stream, InProcess(function, FUNCTION), **{"discover_ms": 5, **options})
+        pollers.append(poller)
+        poller.start()
+        return poller
+
+    yield start
+    for poller in pollers:
+        poller.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)
+
+
+# --- shards ----------------------------------------------------------------------------------------------------
+
+
+def test_every_shard_is_processed_to_its_end(started):
+    function = Function()
+    poller = started(Shards({"a": records(1, 2), "b": records(1, 2, 3)}), function)
+    assert poller.settle(timeout_s=WAIT_S)
+    assert (function.numbers("a"), function.numbers("b")) == ([1, 2], [1, 2, 3])
+    assert (poller.state, poller.last_result) == (State.ENABLED, PROCESSED)
+
+
+def test_children_begin_when_their_parents_are_done(started):
+    release = threading.Event()
+    function = Function(lambda event: release.wait(WAIT_S) and {})
+    stream = Shards(
+        {"child": records(3), "left": records(1), "right": records(2)}, parents={"child": ("left", "right")}
+    )
+    poller = started(stream, function)
+    until(lambda: len(function.events) == 2)
+    assert function.numbers("child") == []
+    release.set()
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers("child") == [3]
+    assert {each.shard_id: each.done for each in poller.status()} == {"child": False, "left": True, "right": True}
+
+
+def test_a_shard_whose_parents_are_gone_from_the_listing_begins_at_once(started):
+    function = Function()
+    poller = started(Shards({"child": records(1)}, parents={"child": ("expired",)}), function)
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers() == [1]
+
+
+def test_a_shard_that_appears_later_is_read_from_its_beginning(started):
+    function = Function()
+    stream = Shards({"a": records(1)})
+    poller = started(stream, function, settings(start=LATEST))
+    assert poller.settle(timeout_s=WAIT_S)
+    stream.records["b"] = records(7)
+    until(lambda: function.numbers() == [7])
+    assert {fetch.position for fetch in stream.fetches if fetch.shard_id == "a"} == {LATEST}
+
+
+def test_a_failing_shard_slows_no_other(started):
+    bad = threading.Event()
+
+    def fail_on_a(event: dict[str, Any]) -> object:
+        if event["Records"][0]["eventID"].startswith("a:"):
+            bad.set()
+            raise ValueError
+        return {}
+
+    function = Function(fail_on_a)
+    stream = Shards({"a": records(1), "b": records(1)})
+    poller = started(stream, function, settings(assumed={"backoff_ms": 60_000}))
+    assert bad.wait(WAIT_S)
+    stream.records["b"] += records(2, 3)
+    until(lambda: function.numbers("b") == [1, 2, 3])
+    status = {each.shard_id: each for each in poller.status()}
+    assert (status["a"].counters.errors, status["b"].counters.errors) == (1, 0)
+    assert (poller.last_result, status["a"].trouble) == (PROBLEM, "ValueError: ")
+
+
+def test_a_shard_that_cannot_be_read_slows_no_other_and_comes_back(started):
+    function = Function()
+    stream = Shards({"a": records(1), "b": records(1)})
+    stream.trouble["a"] = RuntimeError("throttled")
+    poller = started(stream, function)
+    until(lambda: function.numbers("b") == [1])
+    assert poller.last_result == PROCESSED
+    del stream.trouble["a"]
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers("a") == [1]
+
+
+def test_with_lanes_the_calls_of_a_shard_run_side_by_side(started):
+    together = threading.Barrier(3)
+    function = Function(lambda event: together.wait(WAIT_S) and None)
+    keyed = [StreamRecord(str(n), f"key {n}", wall_clock_ms(), b"") for n in range(1, 40)]
+    poller = started(Shards({"a": keyed}), function, settings(parallelization=3))
+    assert poller.settle(timeout_s=WAIT_S)
+    assert sorted(function.numbers()) == list(range(1, 40))
+    assert poller.status()[0].counters.errors == 0
+
+
+# --- stopping and starting again -------------------------------------------------------------------------------
+
+
+def test_stop_lets_the_running_call_end_and_keeps_its_checkpoint():
+    entered, release = threading.Event(), threading.Event()
+    function = Function(lambda event: entered.set() or release.wait(WAIT_S))
+    checkpoints = MemoryCheckpoints()
+    stream = Shards({"a": records(1)})
+    poller = Poller(settings(), stream, InProcess(function, FUNCTION), checkpoints=checkpoints)
+    poller.start()
+    assert entered.wait(WAIT_S)
+    stopping = threading.Thread(target=poller.stop)
+    stopping.start()
+    release.set()
+    stopping.join(WAIT_S)
+    assert poller.state is State.DISABLED
+    assert checkpoints.load() == {"a": Checkpoint("a", Position("AFTER_SEQUENCE_NUMBER", "1"))}
+    assert function.numbers() == [1]
+
+
+def test_a_mapping_goes_on_after_a_restart_where_it_stopped(started, tmp_path):
+    path = tmp_path / "mapping" / "checkpoints.json"
+    function = Function()
+    stream = Shards({"a": records(1, 2), "b": []}, parents={"b": ("a",)})
+    first = started(stream, function, checkpoints=FileCheckpoints(path))
+    assert first.settle(timeout_s=WAIT_S)
+    first.stop()
+    stream.records["b"] += records(1)
+    second = started(stream, function, checkpoints=FileCheckpoints(path))
+    assert second.settle(timeout_s=WAIT_S)
+    assert (function.numbers("a"), function.numbers("b")) == ([1, 2], [1])
+    assert FileCheckpoints(path).load()["a"].ended
+
+
+def test_latest_is_remembered_for_a_shard_of_which_nothing_was_read(started):
+    checkpoints = MemoryCheckpoints()
+    stream = Shards({"a": records(1)})
+    for _ in range(2):
+        poller = started(stream, Function(), settings(start=LATEST), checkpoints=checkpoints)
+        assert poller.settle(timeout_s=WAIT_S)
+        poller.stop()
+    assert {fetch.position for fetch in stream.fetches} == {LATEST}
+
+
+def test_damaged_checkpoints_are_one_clear_error(tmp_path):
+    path = tmp_path / "checkpoints.json"
+    path.write_text('[{"shard')
+    with pytest.raises(ValueError, match=r"checkpoints\.json holds no checkpoints: .* delete it to begin again"):
+        FileCheckpoints(path)
+
+
+def test_a_stream_that_cannot_be_listed_is_told_at_the_start():
+    class Absent(Shards):
+        def shards(self) -> list[Shard]:
+            raise LookupError("no such stream")
+
+    with pytest.raises(LookupError, match="no such stream"):
+        Poller(settings(), Absent({}), InProcess(Function(), FUNCTION)).start()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_ends_a_loop_is_raised_where_it_is_stopped():
+    class Full(MemoryCheckpoints):
+        def save(self, checkpoint: Checkpoint) -> None:
+            if checkpoint.position != TRIM_HORIZON:
+                raise OSError("disk full")
+
+    poller = Poller(settings(), Shards({"a": records(1)}), InProcess(Function(), FUNCTION), checkpoints=Full())
+    poller.start()
+    assert not poller.settle(timeout_s=WAIT_S)
+    with pytest.raises(OSError, match="disk full"):
+        poller.stop()
+
+
+def test_nothing_processed_is_the_first_result(started):
+    assert started(Shards({"a": []}), Function()).last_result == NOTHING_PROCESSED
+
+
+def test_settle_gives_up_in_time(started):
+    function = Function(lambda event: 1 / 0)
+    poller = started(Shards({"a": records(1)}), function)
+    assert not poller.settle(timeout_s=0.05)
+
+
+def test_every_call_is_observed_with_its_outcome(started):
+    seen: list[tuple[int, type]] = []
+    function = Function()
+    poller = started(
+        Shards({"a": records(1, 2)}), function, observe=lambda call, outcome: seen.append((call.records, type(outcome)))
+    )
+    assert poller.settle(timeout_s=WAIT_S)
+    assert seen == [(2, Answered)]
+
+
+def test_what_is_given_up_is_delivered(started):
+    failures: list[Failure] = []
+    config = settings(retries_max=0, on_failure_arn="arn:aws:sqs:us-east-1:1:q")
+    poller = started(
+        Shards({"a": records(1, 2)}),
+        Function(lambda event: 1 / 0),
+        config,
+        deliver=lambda failure: failures.append(failure) or Delivered(),
+    )
+    assert poller.settle(timeout_s=WAIT_S)
+    assert [(failure.records, failure.function_error) for failure in failures] == [(2, "Unhandled")]
+
+
+# --- the function in this process ------------------------------------------------------------------------------
+
+CALL = Invoke("a", 0, Kind.PLAIN, b'{"Records":[]}', 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("returned", "body"),
+    [
+        (None, b"null"),
+        ({"a": "é"}, '{"a": "é"}'.encode()),
+        ({"a": Decimal(3)}, b'{"a": 3}'),
+        ({"a": Decimal("1.5")}, b'{"a": 1.5}'),
+        ({"a": float("nan")}, b'{"a": NaN}'),
+    ],
+)
+def test_an_answer_is_written_as_lambdas_runtime_writes_it(returned, body):
+    outcome = InProcess(lambda event, context: returned, FUNCTION, new_id=lambda: "r")(CALL)
+    assert outcome == Answered(body, request_id="r")
+
+
+@pytest.mark.parametrize("returned", [{1, 2}, object(), b"bytes"])
+def test_an_answer_that_is_not_json_is_a_function_error(returned):
+    outcome = InProcess(lambda event, context: returned, FUNCTION)(CALL)
+    assert isinstance(outcome, Failed)
+    assert outcome.error_type == "Runtime.MarshalError"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")])
+def test_whatever_a_function_raises_is_a_function_error(error):
+    def function(event: Any, context: Any) -> None:
+        raise error
+
+    outcome = InProcess(function, FUNCTION, new_id=lambda: "r")(CALL)
+    assert outcome == Failed(type(error).__name__, "no", request_id="r")
+
+
+def test_the_context_says_who_is_called_and_how_long_it_may_take():
+    seen: list[Any] = []
+    clock = iter([1000, 1200, 9000])
+    InProcess(
+        lambda event, context: seen.extend(
+            [
+                context.function_name,
+                context.invoked_function_arn,
+                context.aws_request_id,
+                context.get_remaining_time_in_millis(),
+                context.get_remaining_time_in_millis(),
+            ]
+        ),
+        FUNCTION,
+        timeout_ms=3000,
+        now_ms=lambda: next(clock),
+        new_id=lambda: "r",
+    )(CALL)
+    assert seen == ["totals", FUNCTION, "r", 2800, 0]
+
+
+# --- a Kinesis endpoint ----------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """The three operations, with answers of our own."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        def call(**request: Any) -> Any:
+            self.requests.append((operation, request))
+            return self.answers[operation].pop(0)
+
+        return call
+
+
+RECORD = {
+    "SequenceNumber": "7",
+    "PartitionKey": "k",
+    "ApproximateArrivalTimestamp": datetime(2023, 11, 14, 22, 14, 0, 999_999, tzinfo=UTC),
+    "Data": b"x",
+}
+
+
+def test_an_arrival_is_cut_to_whole_milliseconds():
+    endpoint = Endpoint(get_shard_iterator=[{"ShardIterator": "i"}], get_records=[{"Records": [RECORD]}])
+    fetched = PolledStream(endpoint, STREAM).fetch(Fetch("a", TRIM_HORIZON, 10))
+    assert fetched.records == [StreamRecord("7", "k", 1_700_000_040_999, b"x")]
+
+
+def test_the_iterator_of_the_last_read_is_used_where_it_fits():
+    endpoint = Endpoint(
+        get_shard_iterator=[{"ShardIterator": "i1"}, {"ShardIterator": "i3"}],
+        get_records=[
+            {"Records": [RECORD], "NextShardIterator": "i2"},
+            {"Records": [], "NextShardIterator": "i2b"},
+            {"Records": [], "NextShardIterator": "i4"},
+        ],
+    )
+    stream = PolledStream(endpoint, STREAM)
+    stream.fetch(Fetch("a", Position("AT_TIMESTAMP", at_ms=1_700_000_000_000), 10))
+    stream.fetch(Fetch("a", Position("AFTER_SEQUENCE_NUMBER", "7"), 10))
+    stream.fetch(Fetch("a", Position("AT_SEQUENCE_NUMBER", "3"), 10))
+    shard = {"StreamName": "trips", "ShardId": "a"}
+    at = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert endpoint.requests == [
+        ("get_shard_iterator", {**shard, "ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at}),
+        ("get_records", {"ShardIterator": "i1", "Limit": 10}),
+        ("get_records", {"ShardIterator": "i2", "Limit": 10}),
+        (
+            "get_shard_iterator",
+            {**shard, "ShardIteratorType": "AT_SEQUENCE_NUMBER", "StartingSequenceNumber": "3"},
+        ),
+        ("get_records", {"ShardIterator": "i3", "Limit": 10}),
+    ]
+
+
+def test_a_missing_next_iterator_ends_the_shard_and_names_its_children():
+    endpoint = Endpoint(
+        get_shard_iterator=[{"ShardIterator": "i"}],
+        get_records=[{"Records": [], "ChildShards": [{"ShardId": "b"}, {"ShardId": "c"}]}],
+    )
+    fetched = PolledStream(endpoint, STREAM).fetch(Fetch("a", TRIM_HORIZON, 10))
+    assert (fetched.ended, fetched.children) == (True, ("b", "c"))
+
+
+def test_a_listing_follows_its_pages_and_knows_parents_and_closed_shards():
+    def listed(shard_id: str, **more: Any) -> dict[str, Any]:
+        return {"ShardId": shard_id, "SequenceNumberRange": {"StartingSequenceNumber": "0"}, **more}
+
+    closed = {"SequenceNumberRange": {"StartingSequenceNumber": "0", "EndingSequenceNumber": "9"}}
+    endpoint = Endpoint(
+        list_shards=[
+            {"Shards": [listed("a", **closed)], "NextToken": "t"},
+            {"Shards": [listed("b", ParentShardId="a", AdjacentParentShardId="z")]},
+        ],
+        get_shard_iterator=[{"ShardIterator": "i"}],
+        get_records=[{"Records": [RECORD], "NextShardIterator": "i"}, {"Records": [], "NextShardIterator": "i"}],
+    )
+    stream = PolledStream(endpoint, STREAM)
+    assert stream.shards() == [Shard("a", (), closed=True), Shard("b", ("a", "z"))]
+    assert endpoint.requests[1] == ("list_shards", {"NextToken": "t"})
+    # This endpoint gives iterators for ever; a closed shard is read when there is no more.
+    assert not stream.fetch(Fetch("a", TRIM_HORIZON, 10)).ended
+    assert stream.fetch(Fetch("a", Position("AFTER_SEQUENCE_NUMBER", "7"), 10)).ended
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        yield lambda service: boto3.client(service, region_name="us-east-1")
+
+
+def test_windows_close_and_add_up_on_a_real_client(aws, started):
+    kinesis = aws("kinesis")
+    kinesis.create_stream(StreamName="trips", ShardCount=4)
+    finals: list[tuple[str, int]] = []
+
+    def totals(event: dict[str, Any]) -> object:
+        count = event["state"].get("count", 0) + len(event["Records"])
+        if event["isFinalInvokeForWindow"]:
+            finals.append((event["shardId"], count))
+        return {"state": {"count": count}}
+
+    put = [{"PartitionKey": str(n), "Data": b'{"n": %d}' % n} for n in range(300)]
+    kinesis.put_records(StreamName="trips", Records=put)
+    config = settings(window_ms=1000, batch_size=20, assumed={"grace_ms": 20})
+    poller = started(PolledStream(kinesis, STREAM), Function(totals), config)
+    assert poller.settle(timeout_s=WAIT_S)
+    assert sum(count for _, count in finals) == 300
+    assert {shard for shard, _ in finals} == {each.shard_id for each in poller.status()}
+    assert all(each.window is None for each in poller.status())
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"), [(TRIM_HORIZON, [1, 2]), (LATEST, [2]), (Position("AT_TIMESTAMP", at_ms=1), [1, 2])]
+)
+def test_a_mapping_begins_at_its_starting_position(aws, started, start, expected):
+    kinesis = aws("kinesis")
+    kinesis.create_stream(StreamName="trips", ShardCount=1)
+    kinesis.put_record(StreamName="trips", PartitionKey="k", Data=b"before")
+    function = Function()
+    poller = started(PolledStream(kinesis, STREAM), function, settings(start=start))
+    assert poller.settle(timeout_s=WAIT_S)
+    kinesis.put_record(StreamName="trips", PartitionKey="k", Data=b"after")
+    until(lambda: function.numbers() == expected)
+
+
+FAILURE = Failure(
+    shard_id="shardId-000000000000",
+    condition="RetryAttemptsExhausted",
+    invokes=1,
+    records=1,
+    first_sequence="1",
+    last_sequence="1",
+    first_arrival_ms=0,
+    last_arrival_ms=0,
+    responded=True,
+    function_error="Unhandled",
+    request_id="r",
+    payload=b'{"Records":[]}',
+)
+
+
+def destination(arn: str, aws: Callable[[str], Any]) -> AwsDestination:
+    config = settings(uuid="u-1", on_failure_arn=arn)
+    return AwsDestination(config, aws, now_ms=lambda: 1_700_000_040_000, new_id=lambda: "new")
+
+
+def test_a_failure_reaches_a_queue(aws):
+    queue = aws("sqs").create_queue(QueueName="failed")["QueueUrl"]
+    assert destination(f"arn:aws:sqs:us-east-1:{ACCOUNT}:failed", aws)(FAILURE) == Delivered()
+    [received] = aws("sqs").receive_message(QueueUrl=queue)["Messages"]
+    assert list(json.loads(received["Body"])) == [
+        "requestContext", "responseContext", "version", "timestamp", "KinesisBatchInfo",
+    ]  # fmt: skip
+
+
+def test_a_failure_reaches_a_topic(aws):
+    topic = aws("sns").create_topic(Name="failed")["TopicArn"]
+    queue = aws("sqs").create_queue(QueueName="listening")["QueueUrl"]
+    aws("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:us-east-1:{ACCOUNT}:listening")
+    assert destination(topic, aws)(FAILURE) == Delivered()
+    [received] = aws("sqs").receive_message(QueueUrl=queue)["Messages"]
+    assert json.loads(json.loads(received["Body"])["Message"])["KinesisBatchInfo"]["batchSize"] == 1
+
+
+def test_a_failure_reaches_a_bucket_with_its_payload(aws):
+    aws("s3").create_bucket(Bucket="failed")
+    assert destination("arn:aws:s3:::failed", aws)(FAILURE) == Delivered()
+    [held] = aws("s3").list_objects_v2(Bucket="failed")["Contents"]
+    assert held["Key"] == "aws/lambda/u-1/shardId-000000000000/2023/11/14/2023-11-14T22.14.00-new"
+    body = json.loads(aws("s3").get_object(Bucket="failed", Key=held["Key"])["Body"].read())
+    assert (list(body)[-1], body["payload"]) == ("payload", '{"Records":[]}')
+
+
+@pytest.mark.parametrize(
+    "arn", [f"arn:aws:sqs:us-east-1:{ACCOUNT}:absent", f"arn:aws:sqs:us-east-1:{ACCOUNT}:q.fifo", "arn:aws:s3:::absent"]
+)
+def test_a_destination_that_takes_nothing_is_told_and_raises_nothing(aws, arn):
+    outcome = destination(arn, aws)(FAILURE)
+    assert isinstance(outcome, Undelivered)
+    assert arn in outcome.reason
+
+
+def test_the_data_of_a_record_reaches_the_function_untouched(aws, started):
+    kinesis = aws("kinesis")
+    kinesis.create_stream(StreamName="trips", ShardCount=1)
+    data = bytes(range(256))
+    kinesis.put_record(StreamName="trips", PartitionKey="k", Data=data)
+    function = Function()
+    assert started(PolledStream(kinesis, STREAM), function).settle(timeout_s=WAIT_S)
+    assert base64.b64decode(function.events[0]["Records"][0]["kinesis"]["data"]) == data
+    assert msgspec.json.encode(function.events[0])
