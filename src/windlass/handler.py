@@ -98,7 +98,7 @@ class _Handler:
         raise NotImplementedError
 
     def _within(self, call: Call, seams: Seams) -> HashRange | None:
-        if self._aggregates == "keep_all" or not call.has_aggregates():
+        if self._aggregates == "keep_all" or not call.aggregated:
             return None
         return seams.shards.within(call.stream_arn, call.shard)
 

@@ -47,21 +47,28 @@ class Report(msgspec.Struct):
 
     def metrics(self) -> dict[str, int]:
         """Metric names and values. Failed calls do not count records: the retry will."""
-        trouble = {"RetryRounds": self.retry_rounds, "ThrottledWrites": self.throttled}
+        seldom = {"RetryRounds": self.retry_rounds, "ThrottledWrites": self.throttled}
         if self.failed:
-            return trouble | {"FailedCalls": 1, self.failed: 1}
-        rejected = {f"Rejected_{reason}": count for reason, count in self.rejected.items()}
+            return _above_zero(seldom) | {"FailedCalls": 1, self.failed: 1}
+        seldom |= {
+            "Late": self.late,
+            "Duplicates": self.duplicates,
+            "SkippedFlushes": self.skipped_flushes,
+            "SupersededRows": self.superseded_rows,
+        }
+        seldom |= {f"Rejected_{reason}": count for reason, count in self.rejected.items()}
         return {
             "Received": self.received,
             "Clean": self.clean,
             "Rejected": sum(self.rejected.values()),
-            "Late": self.late,
-            "Duplicates": self.duplicates,
             "FlushedRows": self.flushed_rows,
-            "SkippedFlushes": self.skipped_flushes,
-            "SupersededRows": self.superseded_rows,
             "StateBytes": self.state_bytes,
-        } | (trouble | rejected)
+        } | _above_zero(seldom)
+
+
+def _above_zero(counts: dict[str, int]) -> dict[str, int]:
+    """What happened seldom and did not happen now is left out: each metric costs time in every call."""
+    return {name: count for name, count in counts.items() if count}
 
 
 class Telemetry(Protocol):

@@ -56,7 +56,7 @@ class Batch(msgspec.Struct):
 def batch_of(call: Call, within: HashRange | None = None) -> Batch:
     """The user records of a call. Corrupt aggregates, and records outside `within`, are rejected."""
     in_order = _in_order(call.sequences)
-    if not call.has_aggregates():
+    if not call.aggregated:
         count = len(call.payloads)
         return Batch(call.shard, call.sequences, [0] * count, call.arrivals_s, call.payloads, in_order, received=count)
     batch = Batch(call.shard, [], [], [], [], in_order)

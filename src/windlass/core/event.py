@@ -23,7 +23,10 @@ class MalformedEvent(ValueError):
 
 
 class Call(msgspec.Struct):
-    """One invocation: the Kinesis records of one shard as columns of equal length, and what Lambda says of them."""
+    """One invocation: the Kinesis records of one shard as columns of equal length, and what Lambda says of them.
+
+    `aggregated`: a record claims to be a KPL aggregate, so that the shard's hash range is worth knowing.
+    """
 
     shard: str
     stream_arn: str
@@ -34,10 +37,10 @@ class Call(msgspec.Struct):
     state: Any = None
     final: bool = False
     early: bool = False
+    aggregated: bool = False
 
-    def has_aggregates(self) -> bool:
-        """Whether any record claims to be a KPL aggregate, so that the shard's hash range is worth knowing."""
-        return any(map(bytes.startswith, self.payloads, repeat(MAGIC)))
+    def __post_init__(self) -> None:
+        self.aggregated = any(map(bytes.startswith, self.payloads, repeat(MAGIC)))
 
 
 # Columns are read in C loops: this is the hot path.
