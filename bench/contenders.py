@@ -36,8 +36,8 @@ class Trip(Record):
     passengerCount: Annotated[int, Range(0, 9)]
 
 
-def windlass() -> Contender:
-    """The real handler, its logs and metrics included; the table is in memory, as no window closes here."""
+def _handler() -> Any:
+    """The taxi pipeline's handler, with Powertools writing to nowhere."""
     pipeline = Windows(
         Trip,
         key="vendorId",
@@ -48,12 +48,44 @@ def windlass() -> Contender:
     with contextlib.redirect_stdout(Path(os.devnull).open("w")):
         telemetry = PowertoolsTelemetry("bench")
     seams = Seams(MemoryTable(pipeline.table_keys), MemoryQuarantine(), KnownShards(), telemetry)
-    handler = pipeline.handler_on(lambda: seams)
+    return pipeline.handler_on(lambda: seams)
+
+
+def windlass() -> Contender:
+    """The real handler, its logs and metrics included; the table is in memory, as no window closes here."""
+    handler = _handler()
     nowhere = Path(os.devnull).open("w")  # noqa: SIM115
 
     def run(event: dict[str, Any]) -> Any:
         with contextlib.redirect_stdout(nowhere):
             return handler(event, None)
+
+    return run
+
+
+def windlass_runtime() -> Callable[[bytes], bytes]:
+    """The same handler in our own runtime loop: an event's bytes in, the answer's bytes out."""
+    from windlass.runtime import function_of
+
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115
+    function = function_of(_handler())
+
+    def run(event: bytes) -> bytes:
+        with contextlib.redirect_stdout(nowhere):
+            return function(event, None)
+
+    return run
+
+
+def under_awslambdaric(contender: Contender) -> Callable[[bytes], bytes]:
+    """A contender between the bytes of an event and of an answer, as Lambda's Python runtime reads and writes them."""
+    from awslambdaric.lambda_runtime_marshaller import LambdaMarshaller
+
+    marshaller = LambdaMarshaller()
+
+    def run(event: bytes) -> bytes:
+        answer: str = marshaller.marshal_response(contender(marshaller.unmarshal_request(event)))[0]
+        return answer.encode()
 
     return run
 
