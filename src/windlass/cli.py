@@ -295,6 +295,188 @@ def mapping_run(
     raise typer.Exit(command.run(options))
 
 
+class ArchName(StrEnum):
+    """Lambda's architectures."""
+
+    ARM64 = "arm64"
+    X86_64 = "x86_64"
+
+
+class FormatName(StrEnum):
+    """How a template is written."""
+
+    CLOUDFORMATION = "cloudformation"
+    SAM = "sam"
+
+
+AppArgument = Annotated[
+    str, typer.Argument(help="The pipeline: path/app.py:name or package.module:name.", metavar="APP")
+]
+StackOption = Annotated[str, typer.Option(help="The stack's name.")]
+SettingsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Names and settings; windlass.toml beside APP when left out.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting over the file's. Repeatable.")
+]
+
+
+@app.command()
+def package(
+    app: AppArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The zip.")] = Path(
+        "build/function.zip"
+    ),
+    arch: Annotated[ArchName, typer.Option(help="Lambda's architecture.")] = ArchName.ARM64,
+    python: Annotated[str, typer.Option(metavar="VERSION", help="Lambda's Python: 3.11 to 3.14.")] = "3.13",
+    include: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A further file to put beside the module. Repeatable.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make the function's zip: your module, what it imports, wheels for Lambda. The same input gives the same bytes."""
+    from windlass.commands import deploy as command
+    from windlass.deploy.source import Target
+
+    raise typer.Exit(command.run_package(app, Target(arch.value, python), output, include or [], as_json=json))
+
+
+@app.command()
+def template(
+    app: AppArgument,
+    format: Annotated[FormatName, typer.Option(help="How it is written.")] = FormatName.CLOUDFORMATION,  # noqa: A002
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Standard output when left out.")
+    ] = None,
+    settings: SettingsOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Write the stack as a template that one can read, from the declaration."""
+    from windlass.commands import deploy as command
+
+    chosen = command.Chosen(app=app, settings=settings, set=tuple(set_ or ()))
+    raise typer.Exit(command.run_template(chosen, format.value, output))
+
+
+@app.command()
+def deploy(
+    app: AppArgument,
+    stack: StackOption,
+    settings: SettingsOption = None,
+    set_: SetOption = None,
+    code_bucket: Annotated[str | None, typer.Option(metavar="BUCKET", help="Where the zip goes.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take changes that replace a stream or table.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and package; make nothing.")] = False,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Create or update the stack: package, upload, change set; Ctrl-C takes it back."""
+    from windlass.commands import deploy as command
+
+    chosen = command.Chosen(app=app, settings=settings, set=tuple(set_ or ()))
+    common = command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(command.run_deploy(chosen, common, code_bucket=code_bucket, replace=replace, dry=dry_run))
+
+
+@app.command()
+def status(
+    stack: StackOption, endpoint_url: EndpointOption = None, region: RegionOption = None, json: JsonOption = False
+) -> None:
+    """Look at a stack: its mapping, how far behind it is, what was settled, rejected and throttled."""
+    from windlass.commands import deploy as command
+
+    raise typer.Exit(
+        command.run_status(command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json))
+    )
+
+
+@app.command()
+def logs(
+    stack: StackOption,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin so far back.")] = 10.0,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the function's log."""
+    from windlass.commands import deploy as command
+
+    common = command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(command.run_logs(common, follow=follow, minutes=minutes))
+
+
+@app.command()
+def windows(
+    stack: Annotated[str, typer.Option(help="The stack whose table to read.")] = "",
+    table: Annotated[str | None, typer.Option(help="A table, where there is no stack.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only the windows of this key.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many items.")] = 20,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the table's items, newest first. Without --key the whole table is read."""
+    from windlass.commands import deploy as command
+
+    common = command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(command.run_windows(common, table=table, key=key, limit=limit))
+
+
+@app.command()
+def destroy(
+    stack: StackOption,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Delete the table and the bucket with what is in them.")] = False,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete a stack. A table or bucket that holds anything stays, unless --data says otherwise."""
+    from windlass.commands import deploy as command
+
+    common = command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json)
+    raise typer.Exit(command.run_destroy(common, yes=yes, data=data, ask=lambda text: typer.confirm(text, err=True)))
+
+
+@app.command()
+def cost(
+    rate: Annotated[float, typer.Option(min=0, metavar="N", help="Records a second.")],
+    record_bytes: Annotated[int, typer.Option("--bytes", min=1, help="Of one record.")] = 422,
+    keys: Annotated[int, typer.Option(min=1, help="Different keys in a window.")] = 2,
+    window: Annotated[int, typer.Option(min=1, max=900, metavar="SECONDS", help="The window's length.")] = 30,
+    shards: Annotated[int | None, typer.Option(min=1, help="As many as needed when left out.")] = None,
+    provisioned: Annotated[bool, typer.Option("--provisioned", help="Pay by shard, not on demand.")] = False,
+    per_aggregate: Annotated[int, typer.Option(min=1, help="Records in one KPL aggregate; 1: plain.")] = 1,
+    retention: Annotated[int, typer.Option(min=24, metavar="HOURS", help="How long the stream keeps records.")] = 24,
+    memory: Annotated[int, typer.Option(min=128, max=10240, metavar="MB", help="The function's.")] = 1024,
+    arch: Annotated[ArchName, typer.Option(help="Lambda's architecture.")] = ArchName.ARM64,
+    core_rate: Annotated[
+        float | None, typer.Option(min=1, metavar="N", help="Records a second on one core; measured when left out.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Estimate what a load costs a month: shards, calls, GB-seconds, write units, dollars."""
+    from windlass.commands import deploy as command
+    from windlass.deploy.cost import Load
+
+    load = Load(
+        records_s=rate,
+        record_bytes=record_bytes,
+        keys=keys,
+        window_s=window,
+        per_aggregate=per_aggregate,
+        shards=shards,
+        on_demand=not provisioned,
+        retention_hours=retention,
+        core_records_s=core_rate or 1.0,
+        memory_mb=memory,
+        arch=arch.value,
+    )
+    raise typer.Exit(command.run_cost(load, measure=core_rate is None, as_json=json))
+
+
 def main() -> None:
     """The `windlass` command."""
     app()
