@@ -48,7 +48,17 @@ class Quarantine(Protocol):
         """Every record that is kept, once each, in no promised order. Raises QuarantineProblem."""
 
 
-def open_quarantine(where: str, *, make_client: Callable[[], Any] | None = None) -> Quarantine:
+class Browsable(Protocol):
+    """A quarantine read object by object, so that who looks again reads only what is new. Every form is one."""
+
+    def names(self) -> list[str]:
+        """The names of its objects, `<shard>/<first>-<last>.ndjson`. Raises QuarantineProblem."""
+
+    def read_object(self, name: str) -> list[Rejected]:
+        """The records of one object. Raises QuarantineProblem."""
+
+
+def open_quarantine(where: str, *, make_client: Callable[[], Any] | None = None) -> "AnyQuarantine":
     """The quarantine at `where`. Nothing is created or called before the first put or read.
 
     `where` is `s3://bucket/prefix`, the path of a folder, `memory`, or `none`. Raises QuarantineProblem for
@@ -174,6 +184,14 @@ class MemoryQuarantine:
         """As the protocol says."""
         return _once(record for kept in list(self.objects.values()) for record in kept)
 
+    def names(self) -> list[str]:
+        """As the protocol says."""
+        return list(self.objects)
+
+    def read_object(self, name: str) -> list[Rejected]:
+        """As the protocol says."""
+        return list(self.objects[name])
+
 
 class NoQuarantine:
     """Rejected records are dropped on purpose; who calls still counts them."""
@@ -184,6 +202,15 @@ class NoQuarantine:
     def read(self) -> Iterator[Rejected]:
         """Nothing is kept."""
         return iter(())
+
+    def names(self) -> list[str]:
+        """Nothing is kept."""
+        return []
+
+    def read_object(self, name: str) -> list[Rejected]:
+        """Nothing is kept."""
+        msg = f"there is no {name}: rejected records are dropped on purpose"
+        raise QuarantineProblem(msg)
 
 
 class FolderQuarantine:
@@ -207,13 +234,28 @@ class FolderQuarantine:
         """As the protocol says."""
         return _once(self._read())
 
-    def _read(self) -> Iterator[Rejected]:
+    def names(self) -> list[str]:
+        """As the protocol says."""
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise NotADirectoryError(20, "it is a file", str(self.folder))
-            for place in sorted(self.folder.glob("*/*.ndjson")):
-                with place.open("rb") as lines:
-                    yield from _read_lines(lines, str(place))
+            return sorted(place.relative_to(self.folder).as_posix() for place in self.folder.glob("*/*.ndjson"))
+        except OSError as error:
+            raise _folder_problem(self.folder, error) from None
+
+    def read_object(self, name: str) -> list[Rejected]:
+        """As the protocol says."""
+        return list(self._read_object(name))
+
+    def _read(self) -> Iterator[Rejected]:
+        for name in self.names():
+            yield from self._read_object(name)
+
+    def _read_object(self, name: str) -> Iterator[Rejected]:
+        place = self.folder / name
+        try:
+            with place.open("rb") as lines:
+                yield from _read_lines(lines, str(place))
         except OSError as error:
             raise _folder_problem(self.folder, error) from None
 
@@ -268,11 +310,22 @@ class S3Quarantine:
         """As the protocol says. Needs s3:ListBucket and s3:GetObject."""
         return _once(self._read())
 
+    def names(self) -> list[str]:
+        """As the protocol says. Needs s3:ListBucket."""
+        return [key[len(self._under("")) :] for key in self._keys()]
+
+    def read_object(self, name: str) -> list[Rejected]:
+        """As the protocol says. Needs s3:GetObject."""
+        return list(self._read_object(self._under(name)))
+
     def _read(self) -> Iterator[Rejected]:
         for key in self._keys():
-            with self._named_problems("s3:GetObject"):
-                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-                yield from _read_lines(body.iter_lines(_CHUNK_BYTES), f"s3://{self.bucket}/{key}")
+            yield from self._read_object(key)
+
+    def _read_object(self, key: str) -> Iterator[Rejected]:
+        with self._named_problems("s3:GetObject"):
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            yield from _read_lines(body.iter_lines(_CHUNK_BYTES), f"s3://{self.bucket}/{key}")
 
     def _keys(self) -> Iterator[str]:
         with self._named_problems("s3:ListBucket"):
@@ -301,6 +354,9 @@ class S3Quarantine:
             msg = f"the quarantine {self.where} cannot be used: {_one_line(str(error))}"
             raise QuarantineProblem(msg) from None
 
+
+AnyQuarantine = MemoryQuarantine | NoQuarantine | FolderQuarantine | S3Quarantine
+"""Every form is both a Quarantine and Browsable."""
 
 _NO_PERMISSION = "{action} is not allowed ({code}); allow it to the function's role on this bucket and prefix"
 _ADVICE = {

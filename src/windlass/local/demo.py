@@ -26,21 +26,22 @@ import msgspec
 from windlass.handler import Seams, WindowsHandler
 from windlass.local.mapping_settings import Assumptions, MappingSettings
 from windlass.local.poller import InProcess, PolledStream, Poller, ShardStatus, wall_clock_ms
+from windlass.local.watch import Watch
 from windlass.local.whole_writes import whole_writes
 from windlass.pipelines import WRITERS, Windows
 from windlass.produce.put import Packing, Produced, produce
 from windlass.produce.source import records
 from windlass.produce.stream import open_stream
-from windlass.quarantine import Quarantine, line_of, open_quarantine
+from windlass.quarantine import AnyQuarantine, line_of, open_quarantine
 from windlass.shards import KinesisShards
 from windlass.table import DynamoTable
-from windlass.telemetry import Kept
 from windlass.verify import Verdict, verify
 from windlass.verify.sources import read_stream, read_table, shard_ranges
 
 REGION = "us-east-1"
 STREAM, TABLE, BUCKET = "input-stream", "kinesisAggs", "windlass-quarantine"
 FUNCTION_ARN = f"arn:aws:lambda:{REGION}:123456789012:function:kinesisLambdaConsumer01"
+QUARANTINE = f"s3://{BUCKET}/rejected"
 GRACE_MS = 500
 """How long after its end a quiet window is closed: Lambda takes up to two minutes, nobody wants to watch that."""
 SETTLE_S = 120.0
@@ -109,7 +110,7 @@ def _made_up_credentials() -> Iterator[None]:
 
 
 class Demo:
-    """One run. `produce_until`, `settle` and `verify` are its three steps, in this order."""
+    """One run. `start`, `produce_until`, `settle`, `verify` and `stop` are its steps, in this order."""
 
     def __init__(self, pipeline: Windows, options: Options, endpoint_url: str) -> None:
         if options.every_s is not None:
@@ -118,9 +119,9 @@ class Demo:
         self._options = options
         self.endpoint_url = endpoint_url
         self.clients = {name: _client(name, endpoint_url) for name in ("kinesis", "dynamodb", "s3")}
-        self._telemetry = Kept()
+        self.watch = Watch()
         self._produced = Produced()
-        self._poller: Poller | None = None
+        self.poller: Poller | None = None
 
     def start(self) -> None:
         """Make stream, table and bucket, and let the mapping read."""
@@ -146,21 +147,23 @@ class Demo:
             poll_ms=200,
             assumed=Assumptions(grace_ms=GRACE_MS),
         )
-        self._poller = Poller(settings, PolledStream(kinesis, arn), InProcess(self._handler(), FUNCTION_ARN))
-        self._poller.start()
+        function = InProcess(self.watch.function(self._handler()), FUNCTION_ARN)
+        self.poller = Poller(settings, PolledStream(kinesis, arn), self.watch.invoker(function))
+        self.poller.start()
 
     def _handler(self) -> WindowsHandler:
         seams = Seams(
             DynamoTable(TABLE, self.pipeline.table_keys, endpoint_url=self.endpoint_url, region=REGION),
-            self._quarantine(),
+            self.quarantine(),
             KinesisShards(self.clients["kinesis"]),
-            self._telemetry,
+            self.watch,
             ThreadPoolExecutor(WRITERS),
         )
         return self.pipeline.handler_on(lambda: seams)
 
-    def _quarantine(self) -> Quarantine:
-        return open_quarantine(f"s3://{BUCKET}/rejected", make_client=lambda: self.clients["s3"])
+    def quarantine(self) -> AnyQuarantine:
+        """Where its rejected records are."""
+        return open_quarantine(QUARANTINE, make_client=lambda: self.clients["s3"])
 
     def produce_until(self, stop: threading.Event) -> Produced:
         """Put records until the time is over, the file ends, or `stop` is set."""
@@ -170,6 +173,7 @@ class Demo:
 
         def seen(produced: Produced) -> None:
             self._produced = produced
+            self.watch.put(produced.records)
 
         return produce(
             source,
@@ -184,19 +188,19 @@ class Demo:
         )
 
     def settle(self) -> None:
-        """Wait until every record is processed and every window closed, then end the mapping."""
-        assert self._poller is not None
-        settled = self._poller.settle(timeout_s=SETTLE_S)
-        trouble = [f"{shard.shard_id}: {shard.trouble}" for shard in self._poller.status() if shard.trouble]
-        self._poller.stop()
+        """Wait until every record is processed and every window closed."""
+        assert self.poller is not None
+        settled = self.poller.settle(timeout_s=SETTLE_S)
+        trouble = [f"{shard.shard_id}: {shard.trouble}" for shard in self.poller.status() if shard.trouble]
         if not settled:
             msg = f"windows were still open after {SETTLE_S:.0f} s; {'; '.join(trouble) or 'no shard says why'}"
             raise NotSettled(msg)
 
     def stop(self) -> None:
-        """End the mapping at once, windows open or not."""
-        if self._poller is not None:
-            self._poller.stop()
+        """End the mapping at once, windows open or not. Raises what ended one of its loops, if anything did."""
+        if self.poller is not None:
+            poller, self.poller = self.poller, None
+            poller.stop()
 
     def verify(self) -> Verdict:
         """Make the totals again from the stream itself, and compare them with the table, item by item."""
@@ -205,7 +209,7 @@ class Demo:
             self.pipeline.describe(),
             read_stream(kinesis, STREAM, now_ms=wall_clock_ms()),
             read_table(self.clients["dynamodb"], TABLE),
-            (msgspec.structs.asdict(line_of(record)) for record in self._quarantine().read()),
+            (msgspec.structs.asdict(line_of(record)) for record in self.quarantine().read()),
             ranges=shard_ranges(kinesis, STREAM),
         )
 
@@ -216,10 +220,10 @@ class Demo:
 
     def progress(self) -> Progress:
         """How far the run is."""
-        reports = list(self._telemetry.reports)
+        reports = list(self.watch.reports)
         return Progress(
             self._produced,
-            self._poller.status() if self._poller else [],
+            self.poller.status() if self.poller else [],
             folded=sum(report.clean for report in reports),
             flushed=sum(report.flushed_rows for report in reports),
             rejected=sum(sum(report.rejected.values()) for report in reports),
@@ -233,20 +237,27 @@ def run(
     watch: Callable[[Demo, threading.Event], object] = lambda _, done: done.wait(),
     stop: threading.Event | None = None,
     before_verify: Callable[[Demo], object] = lambda _: None,
+    hold: Callable[[Demo, Verdict], object] = lambda _demo, _verdict: None,
 ) -> tuple[Verdict, Demo]:
-    """A whole run, with its verdict. `watch` shows it until its event is set; `stop` ends the producer early."""
+    """A whole run, with its verdict. `watch` shows it until its event is set; `stop` ends the producer early.
+
+    The mapping goes on until `hold`, which is called with the verdict, returns.
+    """
     stop = stop or threading.Event()
     with moto_endpoint() as endpoint_url:
         demo = Demo(pipeline, options, endpoint_url)
         try:
             demo.start()
             _watched(demo, stop, watch)
+            before_verify(demo)
+            verdict = demo.verify()
+            hold(demo, verdict)
         except BaseException:
             stop.set()
             demo.stop()
             raise
-        before_verify(demo)
-        return demo.verify(), demo
+        demo.stop()
+        return verdict, demo
 
 
 def _watched(demo: Demo, stop: threading.Event, watch: Callable[[Demo, threading.Event], object]) -> None:
