@@ -17,6 +17,11 @@ class ClientProblem(Exception):
     """A client cannot be made. One line: what is wrong, what was found, what to do."""
 
 
+def is_home(endpoint_url: str | None) -> bool:
+    """Whether an endpoint is on this machine."""
+    return bool(endpoint_url) and urlsplit(endpoint_url).hostname in _HOME
+
+
 def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any:
     """A client of the service. Raises ClientProblem.
 
@@ -25,7 +30,7 @@ def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any
     """
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
-    if endpoint_url and urlsplit(endpoint_url).hostname in _HOME:
+    if is_home(endpoint_url):
         # The instance's role is asked for over the network, which takes seconds where there is none.
         session.get_component("credential_provider").remove("iam-role")
         if session.get_credentials() is None:

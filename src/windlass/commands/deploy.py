@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import msgspec
 
 from windlass.apps import App, AppProblem, find_app
-from windlass.commands.clients import ClientProblem, client
+from windlass.commands.clients import ClientProblem, client, is_home
 from windlass.deploy import cost, status
 from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
@@ -161,7 +161,12 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
         app, settings = _chosen(chosen)
         out = sys.stderr if common.json else sys.stdout
         stack = Stack(common.stack, common.clients, time.sleep)
-        made = package(app, settings.target)
+        target = settings.target
+        if is_home(common.endpoint_url):  # where only what this machine runs can run
+            target = Target.this_machine()
+            settings = settings.at(target)
+            _out(f"for this machine: Python {target.python}, {target.arch}", out)
+        made = package(app, target)
         _out(f"{len(made.archive) / 1e6:.1f} MB of code, sha256 {made.sha256[:12]}", out)
         request = Request(
             stack=common.stack,

@@ -218,7 +218,7 @@ def _notes(load: Load, found: Estimate) -> list[str]:
         )
     if found.shards > 1000:
         notes.append("more than 1,000 calls at a time: raise the account's Lambda concurrency first")
-    if load.per_aggregate == 1 and load.record_bytes < 700 and load.records_s > 5000:
+    if load.per_aggregate == 1 and load.record_bytes < 700 and load.records_s > 1000:
         notes.append(
             "small records cost by the kilobyte or the put: aggregate them (KPL) and Kinesis costs a part of it"
         )

@@ -80,6 +80,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Where the function runs."""
         return Target(self.arch, self.python)
 
+    def at(self, target: Target) -> "Settings":
+        """The same settings for another place to run."""
+        return msgspec.structs.replace(self, arch=target.arch, python=target.python)
+
 
 class Finding(msgspec.Struct, frozen=True):
     """A setting that is refused or warned about, and why."""

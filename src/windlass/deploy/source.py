@@ -11,6 +11,7 @@ Rules of this file:
 """
 
 import ast
+import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
-from packaging.markers import Environment
+from packaging.markers import Environment, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -44,10 +45,20 @@ _SKIPPED = re.compile(r"__pycache__|\..*|.*\.(pyc|pyo|egg-info|dist-info)|node_m
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where the function runs: Lambda's architecture (arm64, x86_64) and Python's version (3.13)."""
+    """Where the function runs: Lambda's architecture (arm64, x86_64) and Python's version (3.13).
+
+    `here`: not on Lambda but on this machine, as with a local endpoint.
+    """
 
     arch: str = "arm64"
     python: str = "3.13"
+    here: bool = False
+
+    @classmethod
+    def this_machine(cls) -> "Target":
+        """This machine and this interpreter."""
+        arch = "arm64" if platform.machine().lower() in ("arm64", "aarch64") else "x86_64"
+        return cls(arch, f"{sys.version_info.major}.{sys.version_info.minor}", here=True)
 
     @property
     def machine(self) -> str:
@@ -57,6 +68,8 @@ class Target(msgspec.Struct, frozen=True):
     @property
     def markers(self) -> Environment:
         """What dependency markers see there ("Dependency specifiers", Python Packaging User Guide)."""
+        if self.here:
+            return default_environment()
         return {
             "implementation_name": "cpython",
             "implementation_version": f"{self.python}.0",

@@ -35,7 +35,8 @@ def platforms(target: Target) -> list[str]:
 
 def fetch(distributions: Mapping[str, str], target: Target, cache: Path) -> list[Path]:
     """One wheel per distribution. Raises DeployProblem where there is none for the target."""
-    folder = cache / f"cp{target.python.replace('.', '')}-{target.machine}"
+    system = sys.platform if target.here else "lambda"
+    folder = cache / f"cp{target.python.replace('.', '')}-{target.machine}-{system}"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name, version in distributions.items() if not _kept(folder, name, version)]
     if missing:
@@ -62,19 +63,22 @@ def _underscored(match: re.Match[str]) -> str:
 
 def _download(distributions: Mapping[str, str], target: Target, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-            "--no-deps", "--only-binary=:all:", "--implementation", "cp",
-            "--python-version", target.python, "--dest", part,
-        ]  # fmt: skip
-        for platform in platforms(target):
-            command += ["--platform", platform]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--no-deps", "--only-binary=:all:", "--dest", part, *_where(target)]
         command += [f"{name}=={version}" for name, version in distributions.items()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
         if done.returncode:
             raise DeployProblem(_failure(done.stderr, distributions, target))
         for wheel in Path(part).glob("*.whl"):
             wheel.replace(folder / wheel.name)
+
+
+def _where(target: Target) -> list[str]:
+    """pip's words for a target; none for the interpreter that runs it."""
+    if target.here:
+        return []
+    chosen = ["--implementation", "cp", "--python-version", target.python]
+    return [*chosen, *(word for platform in platforms(target) for word in ("--platform", platform))]
 
 
 def _failure(told: str, distributions: Mapping[str, str], target: Target) -> str:
