@@ -42,6 +42,7 @@ from windlass.local.mappings import Mappings, MappingState, Seams, Sent
 from windlass.local.monitor import Called, Monitor
 from windlass.local.poller import wall_clock_ms
 from windlass.local.server import Environ, Server
+from windlass.local.stacks import our_stacks
 
 __all__ = ["ACCOUNT", "REGION", "Cloud", "CloudProblem", "View"]
 
@@ -138,6 +139,7 @@ class Cloud:
         except OSError as error:
             raise CloudProblem(self._why_not(error, folder)) from None
         self._stack.enter_context(our_own(self._hosts, self._mappings))
+        self._stack.enter_context(our_stacks())
         try:
             if self._data:
                 snapshot.restore(self._data)

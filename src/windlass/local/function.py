@@ -506,13 +506,22 @@ class Function:
         lent = [] if self._python.has_boto3 else [str(self._work / "boto3")]
         own = self.settings.variables.get("PYTHONPATH")
         variables["PYTHONPATH"] = os.pathsep.join([root, *([own] if own else []), *lent])
-        return Launch((*_python_command(self._python), self.settings.handler), root, variables)
+        command = (*_python_command(self._python), self.settings.handler)
+        return Launch((*_wrapper(self.settings, root), *command), root, variables)
 
 
 def _python_command(python: Python) -> tuple[str, ...]:
     if python.has_client:
         return (python.path, "-m", "awslambdaric")
     return (python.path, "-u", str(Path(__file__).with_name("runtime_loop.py")))
+
+
+def _wrapper(settings: Settings, root: str) -> tuple[str, ...]:
+    """The script that starts the runtime in its place, where the function names one ("Modifying the runtime
+    environment"). Lambda's task root is /var/task; here it is the unpacked zip.
+    """
+    named = settings.variables.get("AWS_LAMBDA_EXEC_WRAPPER")
+    return (f"{root}/{named.removeprefix('/var/task/')}" if named.startswith("/var/task/") else named,) if named else ()
 
 
 def _trace_id(request_id: str, now_ms: int) -> str:
