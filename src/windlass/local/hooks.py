@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from moto.awslambda.models import EventSourceMapping, LambdaBackend, LambdaFunction
+from moto.core.config import default_user_config
 from moto.core.exceptions import JsonRESTError
 
 from windlass.local.hosts import Hosts
@@ -73,6 +74,7 @@ def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
 
     with (
         our_shards(),
+        _with_managed_policies(),
         replaced(LambdaFunction, "invoke", invoke),
         replaced(LambdaFunction, "update_from_cloudformation_json", classmethod(_update_function)),
         replaced(LambdaBackend, "create_event_source_mapping", create),
@@ -81,6 +83,16 @@ def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
         replaced(LambdaBackend, "list_event_source_mappings", listed),
     ):
         yield
+
+
+@contextmanager
+def _with_managed_policies() -> Iterator[None]:
+    had = default_user_config.get("iam")
+    default_user_config["iam"] = {"load_aws_managed_policies": True}
+    try:
+        yield
+    finally:
+        default_user_config["iam"] = had or {"load_aws_managed_policies": False}
 
 
 def _asked(ask: Any) -> dict[str, Any]:
