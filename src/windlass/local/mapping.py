@@ -1086,6 +1086,10 @@ class ShardMapping:
         """What the last call that came back went wrong with, in words; empty: it succeeded."""
         return next((lane.trouble for lane in self._lanes if lane.trouble), "")
 
+    def trouble_of(self, lane: int) -> str:
+        """The same of one lane."""
+        return self._lanes[lane].trouble
+
     @property
     def warnings(self) -> list[str]:
         """What the filter patterns ask for beyond what Lambda documents."""
