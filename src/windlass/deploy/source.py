@@ -38,8 +38,13 @@ RUNTIME_MODULES = frozenset(
 ENTRY = "windlass_function"
 """The module that is generated where the user's own has no name for the handler."""
 
-NOT_DEPLOYED = frozenset({"apps", "cli", "commands", "deploy", "local", "produce", "sim", "verify", "__main__"})
-"""Rooms of Windlass that stay at home."""
+DEPLOYED = frozenset(
+    {
+        *("__init__", "core", "delivery", "handler", "pipelines", "quarantine"),
+        *("runtime", "settings", "shards", "table", "telemetry"),
+    }
+)
+"""The rooms of Windlass that a function needs. They import each other only; packaging refuses where that is not so."""
 
 _SKIPPED = re.compile(r"__pycache__|\..*|.*\.(pyc|pyo|egg-info|dist-info)|node_modules|\.venv")
 
@@ -108,7 +113,7 @@ def read_source(app: App, target: Target) -> Source:
 def own_files() -> Iterator[tuple[str, bytes]]:
     """The part of Windlass that a function needs, as (name in the zip, bytes)."""
     for entry in sorted(resources.files("windlass").iterdir(), key=lambda entry: entry.name):
-        if entry.name.removesuffix(".py") not in NOT_DEPLOYED:
+        if entry.name.removesuffix(".py") in DEPLOYED:
             yield from _own(entry, "windlass")
 
 
@@ -193,7 +198,7 @@ class _Scan:
         for dotted, line in _imports(tree.body):
             top, _, rest = dotted.partition(".")
             where = f"{name} line {line}"
-            if top == "windlass" and rest.partition(".")[0] in NOT_DEPLOYED:
+            if top == "windlass" and _stays_at_home(rest.partition(".")[0]):
                 msg = f"{where} imports {dotted}, which is not deployed: keep the declaration apart from what uses it"
                 raise DeployProblem(msg)
             known = top in self._seen or top in sys.stdlib_module_names or top in RUNTIME_MODULES or top == "windlass"
@@ -211,6 +216,12 @@ class _Scan:
             else:
                 self.notes.append(f"{where} imports {top}, which is not installed here: it is not packaged")
         return found
+
+
+def _stays_at_home(room: str) -> bool:
+    """Whether a name in the package is a room that is not deployed; a class or function is none."""
+    names = {entry.name.removesuffix(".py") for entry in resources.files("windlass").iterdir()}
+    return room in names - DEPLOYED
 
 
 def _owners(dotted: str, candidates: list[str]) -> list[str]:
