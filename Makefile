@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test simulate check bench clean
 help: ## what each target does
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -20,6 +20,9 @@ demo: setup ## the main job on this machine: stream, producer, windows, table, v
 
 test: setup ## all tests that this machine has the tools for
 	$(BIN)/pytest
+
+simulate: setup ## 10,000 worlds of faults against the taxi pipeline: none may be inexact
+	$(BIN)/windlass simulate examples/taxi/app.py:trips --runs 10000 --records 60 --shards 2 --keys 4 --faults all
 
 check: setup ## style, types, arrows
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, Inexact, InvalidOperation
+from math import nextafter
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -29,7 +30,7 @@ from windlass.core.totals import DIGITS_MAX, EXACT, HEADROOM_DIGITS
 INT_LOW, INT_HIGH = -(2**63), 2**63 - 1
 # DynamoDB's number range, "Supported data types and naming rules in Amazon DynamoDB".
 MAGNITUDE_LOW, MAGNITUDE_END = Decimal("1E-130"), Decimal("1E+126")
-_FLOAT_HIGH = 9.999999999999999e125
+_FLOAT_HIGH = nextafter(1e126, 0)
 
 
 class DeclarationError(TypeError):

@@ -1,6 +1,7 @@
 """A tumbling window: half-open, in milliseconds UTC, aligned to the epoch."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -48,5 +49,6 @@ def _from_text(text: str) -> int:
     return round(moment.timestamp() * 1000)
 
 
+@lru_cache(maxsize=256)
 def _to_text(ms: int) -> str:
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

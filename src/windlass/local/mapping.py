@@ -62,7 +62,8 @@ With tumbling windows there are four kinds of call:
 A window closes when the shard's next record belongs to a later window, when the shard ends, or when the shard
 is quiet: nothing came for the grace time after the window's end, and a read begun after that found nothing.
 Records that the filter passes over neither open nor hold nor close a window (assumed). No window is
-opened, and no call made, without a record. A window's records wait for nothing else once it closes.
+opened, and no call made, without a record. A window's records wait for nothing else once it closes, or once a
+straggler whose own window is opened again (an option) stands behind them; that one does not close it.
 
     discarded in a FOLD      the window goes on without those records, state kept
     a FINAL or EARLY fails   its records, if it has any, are discarded as usual; the call itself is repeated
@@ -610,8 +611,9 @@ class _Lane:
             self._open(self._pending[0], reopened=True)
             open_ = self._windows[-1]
             count, full = self._run(open_)
-        closing = not full and self._closes(open_, count, tip_ms, ending=ending)
-        if count and (full or closing or now_ms >= self._deadline_ms()):
+        interrupted = not full and self._is_interrupted(open_, count)
+        closing = not (full or interrupted) and self._closes(open_, count, tip_ms, ending=ending)
+        if count and (full or closing or interrupted or now_ms >= self._deadline_ms()):
             final = closing and self._assumed.final_carries_records
             self._work.append(_Call(Kind.FINAL if final else Kind.FOLD, self._take(count)))
             open_.first = open_.first or self._work[0].records[0]
@@ -627,6 +629,12 @@ class _Lane:
         quiet_ms = self.quiet_ms()
         assert quiet_ms is not None
         return ending or open_.reopened or not self._settings.window_ms or tip_ms >= quiet_ms
+
+    def _is_interrupted(self, open_: _Open, count: int) -> bool:
+        """Whether behind its first `count` pending records stands one whose own, earlier window is to be reopened."""
+        if open_.reopened or count >= len(self._pending):
+            return False
+        return self._pending[count].arrival_ms < open_.window.start_ms
 
     def _is_straggler(self, open_: _Open) -> bool:
         """Whether the next record's window is to be opened again, above the open one."""

@@ -32,7 +32,7 @@ from windlass.sim.stream import MemoryStream, Shard
 from windlass.table import ConflictingFlush, Item
 from windlass.verify import verify
 from windlass.verify.carriers import is_carrier, open_carrier
-from windlass.verify.records import Reading, Row
+from windlass.verify.records import Row
 
 TOO_LARGE_BYTES = 410_000
 """A record of that size makes an item beyond 400 KB; no smaller one is made near the limit."""
@@ -84,7 +84,7 @@ class Checker:
         self._keep_all = description["aggregates"] == "keep_all"
         self._every_ms = description.get("every_s", 0) * 1000
         self._key = [tuple(path) for path in description["key"]]
-        self._reading = reading_of(description, self._key)
+        self._reading = reading_of(description)
         self._read: dict[bytes, Row | str] = {}
         self._arrived: dict[tuple[Any, int], int] = {}
         self._may_be_late: set[tuple[str, str]] = set()
@@ -108,7 +108,7 @@ class Checker:
         for data in users:
             row = self._row(data)
             if not isinstance(row, str):
-                at = (tuple(row.values), start_ms)
+                at = (tuple(row.values[: len(self._key)]), start_ms)
                 self._arrived[at] = self._arrived.get(at, 0) + 1
 
     def merged(self, row: Contribution, before: Item | None, after: Item) -> None:
@@ -144,13 +144,14 @@ class Checker:
             if reason == "late":
                 line = line_of(record)
                 if (record.shard, line.sequence) not in self._may_be_late:
-                    text = f"{record.shard} {record.position} is quarantined as late, but none of a later window came before"
+                    text = f"{record.shard} {record.position} is quarantined as late, but came in its window's turn"
                     self.fail("accounted", text)
             elif reason not in ("wrong_shard", "corrupt_aggregate"):
                 said = self._row(record.data)
                 if said != reason and not (isinstance(said, Row) and said.disputed):
                     found = said if isinstance(said, str) else "clean"
-                    text = f"{record.shard} {record.position} is quarantined as {reason}, but is {found}: {record.data[:120]!r}"
+                    where = f"{record.shard} {record.position}"
+                    text = f"{where} is quarantined as {reason}, but is {found}: {record.data[:120]!r}"
                     self.fail("accounted", text)
 
     def answered(self, state: bytes, rows: int, limit: int) -> None:
@@ -209,27 +210,27 @@ class Checker:
         for record in quarantine.read():
             row = self._row(record.data)
             if record.reason == "late" and not isinstance(row, str):
-                due[tuple(row.values), record.arrival_ms // self._every_ms * self._every_ms] -= 1
+                due[tuple(row.values[: len(self._key)]), record.arrival_ms // self._every_ms * self._every_ms] -= 1
         if self._description["layout"] == "latest":
             newest: dict[Any, int] = {}
             for (key, start_ms), count in due.items():
                 newest[key] = max(start_ms, newest.get(key, start_ms)) if count else newest.get(key, start_ms)
             due = {at: count for at, count in due.items() if newest[at[0]] == at[1]}
-        for at, stored in self._stored(table).items():
+        for at, stored in self._stored(table, self._count).items():
             more = stored - due.pop(at, 0)
             toll.double_counted += max(0, more)
             toll.lost += max(0, -more) if settled else 0
         toll.lost += sum(due.values()) if settled else 0
         return toll
 
-    def _stored(self, table: WorldTable) -> dict[tuple[Any, int], int]:
+    def _stored(self, table: WorldTable, count: str) -> dict[tuple[Any, int], int]:
         names = [".".join(path) for path in self._key]
         attribute = self._description["key_attribute"]
         return {
             (
                 tuple(item[name] for name in names) if len(names) > 1 else (item[attribute],),
                 int(datetime.fromisoformat(item["windowStart"]).timestamp()) * 1000,
-            ): item.get(self._count, 0)
+            ): item.get(count, 0)
             for item in table.items()
         }
 
@@ -275,10 +276,12 @@ class _RecordsReckoning:
         self._strict = strict
         self._keep_all = description["aggregates"] == "keep_all"
         self._names = tuple(description["key_attributes"])
+        keys = [tuple(path) for path in description["key"]]
         paths = [tuple(field["path"]) for field in description["fields"] if field["type"] != "object"]
-        self._width = len(paths)
-        self._key_slots = [paths.index(tuple(path)) for path in description["key"]]
-        self._reading: Reading = reading_of(description, paths)
+        used = list(dict.fromkeys([*keys, *paths]))
+        self._key_slots = range(len(keys))
+        self._in_order = [used.index(path) for path in paths]
+        self._reading = reading_of(description)
         self._items = {tuple(item[name] for name in self._names): item for item in table.items()}
         self._kept = {(record.shard, record.position): record.reason.value for record in quarantine.read()}
 
@@ -313,11 +316,15 @@ class _RecordsReckoning:
             if found is None:
                 return f"the table holds {key}, which no clean record makes"
             leaves = list(_leaves({name: part for name, part in item.items() if name not in ("shard", "position")}))
-            if not any(leaves[: len(values)] == values for values in map(_present, found)):
+            if not any(leaves[: len(values)] == values for values in map(self._stored, found)):
                 return f"the item {key} holds {leaves}, which is none of {len(found)} records: {found[-1]}"
         if candidates:
             return f"{len(candidates)} items are not in the table, the first of them {next(iter(candidates))}"
         return ""
+
+    def _stored(self, values: Sequence[Any]) -> list[Any]:
+        """A record's values as its item holds them: in the order of the declaration, absent ones left out."""
+        return [values[slot] for slot in self._in_order if values[slot] is not None]
 
     def _values(self, data: bytes) -> list[Any] | str:
         if len(data) > TOO_LARGE_BYTES:
@@ -337,10 +344,6 @@ class _RecordsReckoning:
                 for sub, user in enumerate(opened):
                     inside = self._keep_all or not shard.parents or shard.low <= user.hash_key <= shard.high
                     yield f"{sequence}.{sub:06d}", user.data, "" if inside else "wrong_shard"
-
-
-def _present(values: Sequence[Any]) -> list[Any]:
-    return [value for value in values if value is not None]
 
 
 def _leaves(item: Mapping[str, Any]) -> Iterator[Any]:

@@ -66,7 +66,7 @@ def pool_of(description: Mapping[str, Any], keys: int) -> Pool:
             reason = row
             unclean.setdefault(row, {})[data] = None
         elif not row.disputed:
-            clean[data] = tuple(row.values)
+            clean[data] = tuple(row.values[: len(maker.key)])
     if not clean:
         msg = (
             f"no clean record can be made from the declaration {description['record']} ({reason}): its constraints "
@@ -78,10 +78,15 @@ def pool_of(description: Mapping[str, Any], keys: int) -> Pool:
     return Pool(list(clean), {reason: list(found) for reason, found in unclean.items()}, len(set(clean.values())))
 
 
-def reading_of(description: Mapping[str, Any], used: Sequence[Path]) -> Reading:
-    """The second reading of a description; its rows give the values at `used`."""
+def reading_of(description: Mapping[str, Any]) -> Reading:
+    """The second reading of a description. Its rows hold the key's values first, then whatever else is stored."""
     key = [tuple(path) for path in description["key"]]
-    return Reading(description["fields"], coerce=description["coerce"], key=key, used=list(used))
+    if description["kind"] == "windows":
+        stored = [tuple(total["path"]) for total in description["totals"] if total["path"] is not None]
+    else:
+        stored = [tuple(field["path"]) for field in description["fields"] if field["type"] != "object"]
+    used = list(dict.fromkeys([*key, *stored]))
+    return Reading(description["fields"], coerce=description["coerce"], key=key, used=used)
 
 
 class _Maker:
@@ -94,9 +99,9 @@ class _Maker:
             tuple(field["path"]) for field in description["fields"] if field["type"] == "object"
         ]
         self._coerce: bool = description["coerce"]
-        self._key = [tuple(path) for path in description["key"]]
-        self.reading = reading_of(description, self._key)
-        self._keys = self._draw_keys(keys) if self._key else [{}]
+        self.key = [tuple(path) for path in description["key"]]
+        self.reading = reading_of(description)
+        self._keys = self._draw_keys(keys) if self.key else [{}]
 
     def everything(self) -> Iterator[bytes]:
         """Clean records, edges, and dirt."""
@@ -104,7 +109,7 @@ class _Maker:
             yield self._written(self._tree())
         yield from self._dialects()
         for spec in self._fields:
-            for value in (*edges(spec), *wrong_types(spec, coerce=self._coerce), _MISSING):
+            for value in (*edges(spec), *wrong_types(coerce=self._coerce), _MISSING):
                 for _ in range(EDGES_MADE):
                     yield self._written(self._tree({tuple(spec["path"]): value}))
         for path in self._nested:
@@ -124,14 +129,14 @@ class _Maker:
 
     def _draw_keys(self, keys: int) -> list[dict[Path, Any]]:
         """Up to `keys` different clean keys: the edges of the key's fields among them."""
-        specs = [spec for spec in self._fields if tuple(spec["path"]) in self._key]
+        specs = [spec for spec in self._fields if tuple(spec["path"]) in self.key]
         found: dict[Any, dict[Path, Any]] = {}
         for _ in range(40 * keys + 100):
             values = {tuple(spec["path"]): self._value(spec) for spec in specs}
             self._keys = [values]
             row = self.reading.read(self._written(self._tree()))
             if not isinstance(row, str):
-                found.setdefault(tuple(row.values), values)
+                found.setdefault(tuple(row.values[: len(self.key)]), values)
             if len(found) == keys:
                 break
         return list(found.values()) or [{}]
@@ -176,7 +181,7 @@ class _Maker:
         for trip, _ in zip(trips(self._rng), range(CLEAN_MADE), strict=False):
             vendor = self._rng.choice(keys)
             if type(vendor) is int:
-                trip = msgspec.structs.replace(trip, vendor=vendor)  # noqa: PLW2901
+                trip = msgspec.structs.replace(trip, vendor=vendor)
             yield DIALECTS["mixed"](trip, self._rng)
 
     def _not_objects(self) -> Iterator[bytes]:
@@ -265,7 +270,9 @@ _TEXTS = ("a", "Z9", "taxi", "ünï", "漢字", "😀", 'quote"back\\slash', "a#
 def _str(spec: Spec, rng: Random) -> str:
     shortest = spec["min_length"] or 0
     longest = max(shortest, 24) if spec["max_length"] is None else spec["max_length"]
-    length = rng.choice((shortest, longest if longest < 600 else shortest, rng.randint(shortest, max(shortest, longest))))
+    length = rng.choice(
+        (shortest, longest if longest < 600 else shortest, rng.randint(shortest, max(shortest, longest)))
+    )
     return _of_length(rng.choice(_TEXTS), min(length, max(shortest, 600)))
 
 
@@ -288,7 +295,8 @@ _VALUES: dict[str, Callable[[Spec, Random], Any]] = {
 
 def edges(spec: Spec) -> list[Any]:
     """The values at, and just beyond, every constraint of a field."""
-    return _EDGES.get(spec["type"], lambda _: [])(spec)
+    find = _EDGES.get(spec["type"])
+    return find(spec) if find else []
 
 
 def _int_edges(spec: Spec) -> list[Any]:
@@ -298,7 +306,9 @@ def _int_edges(spec: Spec) -> list[Any]:
 
 def _number_edges(spec: Spec) -> list[Any]:
     decimals = spec["decimals"]
-    found: list[Any] = [Digits(text) for text in ("1e400", "-1e400", "1e126", "9.9e125", "1e-131", "1e-130", "0.0", "-0")]
+    found: list[Any] = [
+        Digits(text) for text in ("1e400", "-1e400", "1e126", "9.9e125", "1e-131", "1e-130", "0.0", "-0")
+    ]
     found += [Digits("1." + "1" * 37), Digits("1." + "1" * 38), Digits("1" * 39)]
     if decimals is not None:
         whole = 29 - decimals
@@ -334,8 +344,8 @@ _EDGES: dict[str, Callable[[Spec], list[Any]]] = {
 }
 
 
-def wrong_types(spec: Spec, *, coerce: bool) -> list[Any]:
-    """Values of the types that the field does not have, and texts that are nearly numbers."""
+def wrong_types(*, coerce: bool) -> list[Any]:
+    """Values of every type, of which a field has at most one or two, and texts that are nearly numbers."""
     found: list[Any] = [None, True, [], {}, [1], {"a": 1}, "", "two", 1.5, Digits("1.0"), Digits("1e3"), 7, "7"]
     if coerce:
         found += [" 2", "2\t", "1_000", "0x10", "+1", "٣", "1e3", "NaN", "01", "1" * 400]

@@ -11,19 +11,20 @@ Rules, where a fault might otherwise ask for what no pipeline can give:
 - A quiet window is closed no earlier than clocks can differ, so that no record of it is still to come.
 - Where Lambda opens an old window again for a straggler (an assumption), no two stragglers follow each other: how many
   records such a window takes would depend on when the stream was read.
-- A window that Lambda ended early (state over its limit) was cut where a batch ended, and new code with another limit
-  cuts elsewhere. From then until the mapping has stored a checkpoint behind that window, the mapping of that shard
-  neither crashes nor stops: a replay with other edges could not meet the same cuts. For the same reason batches are
-  not split where the early flag travels in a regular call.
+- Where Lambda ends windows early (its limit is below the pipeline's own, which no deployment has), segments end where
+  a batch ended; and new code with another limit cuts elsewhere. No fence can make that exact if the same records
+  then come in other batches, after some of them have been written. So from the first write of such a window until a
+  checkpoint behind it is stored, the mapping of that shard neither crashes nor stops, and batches are not split.
 """
 
 import copy
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import msgspec
 
+from windlass.core.aggregate import HashRange
 from windlass.core.window import Window
 from windlass.delivery import AllThrottled
 from windlass.handler import Seams
@@ -43,11 +44,9 @@ from windlass.local.mapping import (
     Wait,
 )
 from windlass.local.mapping_settings import TRIM_HORIZON, Assumptions, MappingSettings
-from windlass.produce.aggregate import ShardMap, hash_of, packed
-from windlass.produce.records import UserRecord
-from windlass.shards import KnownShards
 from windlass.sim.chance import Chance
 from windlass.sim.checker import Broken, Checker, Toll, Violation
+from windlass.sim.producers import Producers
 from windlass.sim.records import Pool
 from windlass.sim.seams import Bucket, Invocation, Killed, WorldQuarantine, WorldTable
 from windlass.sim.stream import MemoryStream, Shard
@@ -56,7 +55,6 @@ from windlass.telemetry import Report
 STREAM_ARN = "arn:aws:kinesis:us-east-1:000000000000:stream/simulated"
 FUNCTION_ARN = "arn:aws:lambda:us-east-1:000000000000:function:simulated"
 BEGIN_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
-RECORDS_SPAN_MS = 60_000
 SKEW_MS_MAX = 1_500
 TIMEOUT_MS = 60_000
 SETTLE_MS_MAX = 4 * 3_600_000
@@ -103,6 +101,18 @@ class _Silent:
         """Forget it."""
 
 
+class _Listed:
+    """ListShards of the stream in memory."""
+
+    def __init__(self, stream: MemoryStream) -> None:
+        self._stream = stream
+
+    def within(self, stream_arn: str, shard: str) -> HashRange | None:
+        """As Shards says."""
+        assert stream_arn == STREAM_ARN, stream_arn
+        return self._stream.range_of(self._stream.shards[shard])
+
+
 class _Runner:
     """A shard's mapping, as it is restarted again and again, and the function's environment for it."""
 
@@ -117,9 +127,14 @@ class _Runner:
         self.busy = 0
         self.done = False
         self.guarded: Window | None = None
-        """A window whose cuts are not by records: see the prologue."""
+        """The last window whose cuts are not by records: see the prologue."""
         self.furthest = ""
         """The last sequence number that the function has been sent."""
+
+    def guard(self, window: Window | None) -> None:
+        """No replay of this window: see the prologue."""
+        if window is not None and (self.guarded is None or self.guarded < window):
+            self.guarded = window
 
 
 class World:
@@ -131,13 +146,13 @@ class World:
         self.counts = dict.fromkeys(options.faults, 0)
         self.now_ms = BEGIN_MS
         self._logging = logging
-        self._chance = Chance(options.seed)
+        self.chance = Chance(options.seed)
         self._pipeline = pipeline
-        self._pool = pool
+        self.pool = pool
         description = pipeline.describe()
-        self._windows = description["kind"] == "windows"
-        self._every_ms = description.get("every_s", 0) * 1000
-        self._faults = self._drawn_faults()
+        self.windows = description["kind"] == "windows"
+        self.every_ms = description.get("every_s", 0) * 1000
+        self.faults = self._drawn_faults()
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self._steps = 0
@@ -145,11 +160,10 @@ class World:
         self.checker = Checker(description, self.stream)
         self.table = WorldTable(pipeline.table_keys, self.checker.merged)
         self.quarantine = WorldQuarantine(self.checker.rejected)
-        self._ranges = KnownShards({})
         self._runners: dict[str, _Runner] = {}
         self._zombies = 0
         self._zombie_writes = 0
-        self._draw_behaviour(description)
+        self._draw_behaviour()
         self.producers = Producers(self, description)
 
     # -- the run ----------------------------------------------------------------------------------------------
@@ -171,7 +185,7 @@ class World:
             violation = self.checker.ended(self.table, self.quarantine, strict=strict)
         toll = self.checker.toll(self.table, self.quarantine, settled=settled)
         if violation is not None:
-            self._note("-", f"VIOLATION {violation.invariant}: {violation.text}")
+            self.note("-", f"VIOLATION {violation.invariant}: {violation.text}")
         return Result(self.options, violation, self.checker.received, self.counts, toll, self.log)
 
     def at(self, at_ms: int, act: Callable[..., None], *arguments: Any) -> None:
@@ -186,7 +200,7 @@ class World:
 
     def has(self, fault: str) -> bool:
         """Whether this run has the fault, and trouble is not over yet."""
-        return fault in self._faults and not self.calm
+        return fault in self.faults and not self.calm
 
     @property
     def calm(self) -> bool:
@@ -204,7 +218,9 @@ class World:
                 return
             if self._steps > steps_max or self.now_ms > self.producers.end_ms + SETTLE_MS_MAX:
                 break
-        stuck = [f"{each.shard.id}: {each.machine.trouble or 'waiting'}" for each in self._runners.values() if not each.done]
+        stuck = [
+            f"{each.shard.id}: {each.machine.trouble or 'waiting'}" for each in self._runners.values() if not each.done
+        ]
         self.checker.fail("never_blocked", f"not everything gets processed; {'; '.join(stuck)[:500]}")
 
     def _is_settled(self) -> bool:
@@ -215,7 +231,8 @@ class World:
             return False
         return all(each.done or each.machine.is_settled(self.producers.end_ms) for each in runners)
 
-    def _note(self, shard: str, text: str) -> None:
+    def note(self, shard: str, text: str) -> None:
+        """A line of the log."""
         if self._logging:
             self.log.append(f"{self.now_ms - BEGIN_MS:>9} {shard[-4:]:>4} {text}")
 
@@ -224,24 +241,26 @@ class World:
     def _drawn_faults(self) -> frozenset[str]:
         """A quarter of the runs, and long ones, have every fault; the others about half of them."""
         faults = self.options.faults
-        chance = self._chance.of("faults")
+        chance = self.chance.of("faults")
         everything = chance.random() < 0.25 or self.options.records >= 100_000
         return frozenset(fault for fault in faults if chance.random() < 0.55 or everything)
 
-    def _draw_behaviour(self, description: Any) -> None:
-        chance = self._chance
-        early_call = chance.pick("assumed", ("extra", "extra-final", "next"))
-        early = self._windows and "terminated_early" in self._faults
-        skew_ms = SKEW_MS_MAX if self._faults & {"clock_skew", "out_of_order", "late"} else 0
+    def _draw_behaviour(self) -> None:
+        chance = self.chance
+        early_calls: tuple[Literal["extra", "extra-final", "next"], ...] = ("extra", "extra-final", "next")
+        stragglers: tuple[Literal["current", "reopen"], ...] = ("current", "reopen")
+        froms: tuple[Literal["last-activity", "window-end"], ...] = ("last-activity", "window-end")
+        early = self.windows and "terminated_early" in self.faults and chance.happens("assumed", 0.5)
+        skew_ms = SKEW_MS_MAX if self.faults & {"clock_skew", "out_of_order", "late"} else 0
         self._state_bytes_max = self._drawn_state_limit()
         assumed = Assumptions(
-            final_carries_records="records_in_final" in self._faults,
+            final_carries_records="records_in_final" in self.faults,
             final_needs_state=chance.happens("assumed", 0.5),
             final_blocks=chance.happens("assumed", 0.5),
-            early_call=early_call,
-            straggler=chance.pick("assumed", ("current", "reopen")),
+            early_call=chance.pick("assumed", early_calls),
+            straggler=chance.pick("assumed", stragglers),
             grace_ms=chance.pick("assumed", (2 * skew_ms + 1000, 10_000, 120_000)),
-            grace_from=chance.pick("assumed", ("last-activity", "window-end")),
+            grace_from=chance.pick("assumed", froms),
             keep_window=chance.happens("assumed", 0.25),
             partial_keeps_state=chance.happens("assumed", 0.7),
             backoff_ms=chance.pick("assumed", (50, 500)),
@@ -249,30 +268,30 @@ class World:
         )
         if early:
             assumed = msgspec.structs.replace(assumed, state_bytes_max=self._early_limit())
-        no_split = early and early_call == "next"
-        self._may_bisect = "bisected" in self._faults and not no_split
+        self._early = early
+        self._may_bisect = "bisected" in self.faults and not early
         self._settings = MappingSettings(
             event_source_arn=STREAM_ARN,
             function_arn=FUNCTION_ARN,
             role_arn="arn:aws:iam::000000000000:role/simulated",
-            window_ms=self._every_ms,
-            report_item_failures=not self._windows or "partial_answer" in self._faults,
-            parallelization=1 if self._windows else chance.pick("assumed", (1, 1, 3)),
+            window_ms=self.every_ms,
+            report_item_failures=not self.windows or "partial_answer" in self.faults,
+            parallelization=1 if self.windows else chance.pick("assumed", (1, 1, 3)),
             bisect=self._may_bisect,
             assumed=assumed,
         )
         self.one_straggler = assumed.straggler == "reopen"
         self.skew_ms = skew_ms
-        self._note("-", f"{self.options} {assumed} faults {sorted(self._faults)}")
+        self.note("-", f"{self.options} {assumed} faults {sorted(self.faults)}")
 
     def _drawn_state_limit(self) -> int:
         """The pipeline's own limit, mostly so low that segments are cut within a window."""
-        if not self._windows:
+        if not self.windows:
             return 0
         folder = self._pipeline.plan.folder
-        if self._chance.happens("state", 0.35):
+        if self.chance.happens("state", 0.35):
             return int(folder.state_bytes_max)
-        rows = 1 + int(self._chance.of("state").random() * max(2, self.options.keys))
+        rows = 1 + int(self.chance.of("state").random() * max(2, self.options.keys))
         return self._limit_of_rows(rows)
 
     def _limit_of_rows(self, rows: int) -> int:
@@ -286,13 +305,17 @@ class World:
         """A limit of Lambda's below what states of this pipeline come to."""
         folder = self._pipeline.plan.folder
         columns, keys = len(folder.columns), max(1, self.options.keys)
-        bare = 190 + sum(len(column.signature) + 3 for column in folder.columns) + sum(len(part.name) + 9 for part in folder.key)
-        return int(bare + (1 + self._chance.of("state").random() * keys) * (8 + 6 * columns))
+        bare = (
+            190
+            + sum(len(column.signature) + 3 for column in folder.columns)
+            + sum(len(part.name) + 9 for part in folder.key)
+        )
+        return int(bare + (1 + self.chance.of("state").random() * keys) * (8 + 6 * columns))
 
     def _drawn_settings(self) -> MappingSettings:
         """This mapping with other batches."""
         sizes = [size for size in (1, 2, 3, 5, 10, 30, 100, 1000, 10_000) if size * 400 >= self.options.records]
-        chance = self._chance
+        chance = self.chance
         return msgspec.structs.replace(
             self._settings,
             batch_size=chance.pick("batches", sizes),
@@ -305,19 +328,18 @@ class World:
     # -- mappings ---------------------------------------------------------------------------------------------
 
     def _start(self, shard: Shard) -> None:
-        within = self.stream.range_of(shard)
-        if within is not None:
-            self._ranges._ranges[shard.id] = within
         runner = self._runners[shard.id] = _Runner(shard, self._drawn_settings())
         self._deploy(runner, self._state_bytes_max)
         self._restart(runner, "starts")
 
     def _restart(self, runner: _Runner, why: str) -> None:
-        jitter = self._chance.of("jitter").random
+        jitter = self.chance.of("jitter").random
         runner.machine = ShardMapping(runner.settings, runner.shard.id, jitter=jitter, checkpoint=runner.saved)
         runner.busy = 0
         runner.wake_ms = -1
-        self._note(runner.shard.id, f"mapping {why} {runner.saved.position.kind} batches of {runner.settings.batch_size}")
+        self.note(
+            runner.shard.id, f"mapping {why} {runner.saved.position.kind} batches of {runner.settings.batch_size}"
+        )
         self.at(self.now_ms, self._pump, runner, runner.machine)
 
     def _wake(self, runner: _Runner, machine: ShardMapping, wake_ms: int) -> None:
@@ -345,7 +367,7 @@ class World:
                     return
                 case Done():
                     runner.done = True
-                    self._note(runner.shard.id, f"shard done, children {', '.join(action.children)}")
+                    self.note(runner.shard.id, f"shard done, children {', '.join(action.children)}")
                     self._start_children(action.children)
                 case Stopped():
                     self.happened("mapping_updated")
@@ -364,7 +386,7 @@ class World:
         return shard_id in self._runners and self._runners[shard_id].done
 
     def _fetched(self, fetch: Fetch) -> Any:
-        draw = self._chance.of("reads").random
+        draw = self.chance.of("reads").random
         if self.has("read_failed") and draw() < 0.03:
             self.happened("read_failed")
             return FetchFailed("ProvisionedThroughputExceededException")
@@ -376,12 +398,13 @@ class World:
         return self.stream.fetch(fetch, fetch.limit)
 
     def _store(self, runner: _Runner, checkpoint: Checkpoint) -> None:
-        if self.has("checkpoint_lost") and not runner.guarded and self._chance.happens("checkpoints", 0.05):
+        if self.has("checkpoint_lost") and not runner.guarded and self.chance.happens("checkpoints", 0.05):
             self.happened("checkpoint_lost")
             self._crash(runner, "crashes before its checkpoint")
             return
         runner.saved = checkpoint
-        if runner.guarded is not None and runner.guarded != runner.machine.window:
+        window = runner.machine.window
+        if runner.guarded is not None and (window is None or window > runner.guarded):
             runner.guarded = None
 
     def _crash(self, runner: _Runner, why: str) -> None:
@@ -389,7 +412,7 @@ class World:
         self._restart(runner, why)
 
     def _plan_restarts(self) -> None:
-        draw = self._chance.of("restarts").random
+        draw = self.chance.of("restarts").random
         span_ms = self.producers.end_ms - BEGIN_MS
         for _ in range(2 + int(draw() * 4)):
             self.at(BEGIN_MS + int(draw() * span_ms), self._restart_some, draw())
@@ -400,12 +423,12 @@ class World:
         if not runners or self.calm:
             return
         runner = runners[int(which * len(runners))]
-        crash = "window_replayed" if self._windows else "batch_replayed"
-        if self.has("mapping_updated") and (self._chance.happens("restarts", 0.5) or not self.has(crash)):
+        crash = "window_replayed" if self.windows else "batch_replayed"
+        if self.has("mapping_updated") and (self.chance.happens("restarts", 0.5) or not self.has(crash)):
             runner.machine.stop()
             self.at(self.now_ms, self._pump, runner, runner.machine)
         elif self.has(crash):
-            if not self._windows or (runner.machine.window and not runner.settings.assumed.keep_window):
+            if not self.windows or (runner.machine.window and not runner.settings.assumed.keep_window):
                 self.happened(crash)
             self._crash(runner, "crashes")
 
@@ -413,7 +436,7 @@ class World:
 
     def _invoke(self, runner: _Runner, invoke: Invoke) -> None:
         """Run the function now; tell the machine after the time that it took."""
-        machine, draw = runner.machine, self._chance.of("calls").random
+        machine, draw = runner.machine, self.chance.of("calls").random
         took_ms = 1 + int(draw() * draw() * 2000)
         if self.has("function_throttled") and draw() < 0.03:
             self.happened("function_throttled")
@@ -421,9 +444,7 @@ class World:
             return
         event = invoke.event()
         flagged = bool(event.get("isWindowTerminatedEarly"))
-        if flagged:
-            runner.guarded = runner.machine.window
-            self.happened("terminated_early")
+        self.happened("terminated_early", int(flagged))
         if invoke.kind is Kind.FINAL and invoke.records:
             self.happened("records_in_final")
         self._maybe_update(runner, invoke, event)
@@ -437,7 +458,7 @@ class World:
         if machine is not runner.machine:
             return  # it crashed meanwhile: nobody waits for this answer
         failed = isinstance(outcome, Failed)
-        if failed and self.has("other_edges") and not runner.guarded and self._chance.happens("edges", 0.25):
+        if failed and self.has("other_edges") and not runner.guarded and self.chance.happens("edges", 0.25):
             self.happened("other_edges")
             self._crash(runner, "comes again with other batches")
             return
@@ -453,7 +474,7 @@ class World:
             partial = False
         sent = event
         if partial:
-            kept = 1 + int(self._chance.of("calls").random() * (invoke.records - 1))
+            kept = 1 + int(self.chance.of("calls").random() * (invoke.records - 1))
             sent = {**event, "Records": event["Records"][:kept]}
         answer = self._run(runner, call, sent)
         outcome: Any = answer
@@ -480,7 +501,7 @@ class World:
         """The same call once more: with the state that it had, or with the one that it has answered."""
         state = event.get("state")
         again = {**event}
-        if not keep and state is not None and self._chance.happens("calls", 0.5):
+        if not keep and state is not None and self.chance.happens("calls", 0.5):
             again["state"] = msgspec.json.decode(msgspec.json.encode(answer["state"]))
         return self._run(runner, Invocation(self.now_ms, self.now_ms + TIMEOUT_MS), again)
 
@@ -489,17 +510,21 @@ class World:
             self.happened(fault)
         if call.throttled_by_key:
             self.happened("hot_key")
-        if call.throttled_by_table and not (isinstance(outcome, Failed) and outcome.error_type == AllThrottled.__name__):
+        if call.throttled_by_table and not (
+            isinstance(outcome, Failed) and outcome.error_type == AllThrottled.__name__
+        ):
             self.happened("throttled_some")
         elif call.throttled_by_table:
             self.happened("throttled_all")
+        if self._early and call.writes:
+            runner.guard(invoke.window)
         if call.deferred:
             self._haunt(runner, call)
         if self._logging:
             told = outcome.error_type if isinstance(outcome, Failed) else f"ok {len(outcome.body)} bytes"
             window = f" {invoke.window.start}" if invoke.window else ""
             struck = f" [{', '.join(call.struck)}]" if call.struck else ""
-            self._note(
+            self.note(
                 runner.shard.id,
                 f"{invoke.kind.value}{window} {invoke.records} records, try {invoke.attempt}, {call.writes} writes: "
                 f"{told}{struck}",
@@ -514,14 +539,14 @@ class World:
             answer = runner.handler(event, call)
         except Killed:
             return Failed("Runtime.ExitError", "killed")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the checker judges it
             if call.zombie:
                 return Failed("Sandbox.Timedout", "timed out")
             self.checker.raised(error, runner.shard.id)
             return Failed(type(error).__name__, str(error)[:200])
         if call.zombie:
             return Failed("Sandbox.Timedout", "timed out")
-        if self._windows:
+        if self.windows:
             state = answer["state"]
             self.checker.answered(msgspec.json.encode(state), len(state.get("rows", ())), runner.state_bytes_max)
         return answer
@@ -531,9 +556,9 @@ class World:
         call = Invocation(self.now_ms, self.now_ms + TIMEOUT_MS)
         if self.calm:
             return call
-        draw = self._chance.of("mishaps").random
+        draw = self.chance.of("mishaps").random
         roll, which, at, kept = draw(), draw(), draw(), draw()
-        flushes = invoke.kind in (Kind.FINAL, Kind.EARLY) or not self._windows
+        flushes = invoke.kind in (Kind.FINAL, Kind.EARLY) or not self.windows
         if roll < 0.12:
             call.mishap = _CALL_MISHAPS[int(which * len(_CALL_MISHAPS))]
         elif roll < (0.55 if flushes else 0.35):
@@ -541,13 +566,13 @@ class World:
             call.at = int(at * at * (self.options.keys + 1))
             if call.mishap == "killed_during":
                 call.at += 1
-        if call.mishap not in self._faults:
+        if call.mishap not in self.faults:
             call.mishap = ""
         if call.mishap.startswith("throttled"):
             self._squeeze(call, at)
         if kept < 0.1:
             mishap = _QUARANTINE_MISHAPS[int(kept * 20)]
-            call.quarantine_mishap = mishap if mishap in self._faults else ""
+            call.quarantine_mishap = mishap if mishap in self.faults else ""
         return call
 
     def _squeeze(self, call: Invocation, drawn: float) -> None:
@@ -559,7 +584,7 @@ class World:
 
     def _haunt(self, runner: _Runner, call: Invocation) -> None:
         """The writes of a call that timed out take effect one after the other, until its sandbox is frozen."""
-        draw = self._chance.of("zombies").random
+        draw = self.chance.of("zombies").random
         at_ms = self.now_ms + int(draw() * 2 * TIMEOUT_MS)
         kept = len(call.deferred) if draw() < 0.6 else int(draw() * len(call.deferred))
         for write in call.deferred[:kept]:
@@ -571,7 +596,7 @@ class World:
         self._zombies -= 1
         self._zombie_writes += 1
         self.table.invocation = Invocation(self.now_ms, self.now_ms + TIMEOUT_MS)
-        self._note(runner.shard.id, "zombie writes")
+        self.note(runner.shard.id, "zombie writes")
         try:
             self.table.apply_put(write) if isinstance(write, list) else self.table.apply(write)
         except Exception as error:  # noqa: BLE001 - whatever it is, the checker judges it
@@ -582,7 +607,7 @@ class World:
     def _deploy(self, runner: _Runner, state_bytes_max: int) -> None:
         """A cold start, of code with that limit of its state."""
         pipeline = self._pipeline
-        if self._windows and state_bytes_max != pipeline.plan.folder.state_bytes_max:
+        if self.windows and state_bytes_max != pipeline.plan.folder.state_bytes_max:
             folder = msgspec.structs.replace(pipeline.plan.folder, state_bytes_max=state_bytes_max)
             pipeline = copy.copy(pipeline)
             pipeline.plan = msgspec.structs.replace(pipeline.plan, folder=folder)
@@ -593,196 +618,25 @@ class World:
         return Seams(
             self.table,
             self.quarantine,
-            self._ranges,
+            _Listed(self.stream),
             _Silent(),
             sleep=lambda seconds: self.table.invocation.sleep(seconds),
-            random=self._chance.of("delivery").random,
+            random=self.chance.of("delivery").random,
         )
 
     def _maybe_update(self, runner: _Runner, invoke: Invoke, event: Any) -> None:
         """New code for this shard; with another limit only where no record is on its second way."""
         last = event["Records"][-1]["kinesis"]["sequenceNumber"] if event["Records"] else ""
-        fresh = bool(last) and invoke.attempt == 1 and event["Records"][0]["kinesis"]["sequenceNumber"] > runner.furthest
+        fresh = (
+            bool(last) and invoke.attempt == 1 and event["Records"][0]["kinesis"]["sequenceNumber"] > runner.furthest
+        )
         runner.furthest = max(runner.furthest, last)
-        if not self.has("function_updated") or not self._chance.happens("updates", 0.03):
+        if not self.has("function_updated") or not self.chance.happens("updates", 0.03):
             return
         limit = runner.state_bytes_max
-        if self._windows and fresh and self._chance.happens("updates", 0.5):
+        if self.windows and fresh and self.chance.happens("updates", 0.5):
             limit = self._drawn_state_limit()
-            runner.guarded = runner.machine.window
+            runner.guard(runner.machine.window)
         self.happened("function_updated")
-        self._note(runner.shard.id, f"function updated, state limit {limit}")
+        self.note(runner.shard.id, f"function updated, state limit {limit}")
         self._deploy(runner, limit)
-
-
-class Producers:
-    """What puts records into the stream: plain ones and KPL aggregates, clean and not, from hosts whose clocks differ."""
-
-    def __init__(self, world: World, description: Any) -> None:
-        self.finished = False
-        self._world = world
-        self._chance = world._chance
-        self._pool = world._pool
-        self._keep_all = description["aggregates"] == "keep_all"
-        self._poison = [reason for reason in world._pool.unclean if reason != "too_large" or not world._windows]
-        self._every_ms = world._every_ms or RECORDS_SPAN_MS // 4
-        self._left = world.options.records
-        self._map: ShardMap = world.stream.shard_map()
-        self._again: list[UserRecord] = []
-        self._straggled: set[str] = set()
-        partitions = [f"id{number:07d}" for number in range(64 + 4 * world.options.shards)]
-        self._partitions = [(key, hash_of(UserRecord(key, b""))) for key in partitions]
-        skew = world.skew_ms if "clock_skew" in world._faults else 0
-        draw = self._chance.of("hosts").random
-        self._hosts = [0, 0] if not skew else [int((draw() - 0.5) * skew) for _ in range(3)]
-        self._pool_share = 0.05 if "poison" in world._faults else 0.0
-        windows = 2 + int(draw() * 4)
-        self.begin_ms = BEGIN_MS + int(draw() * self._every_ms)
-        self.end_ms = self.begin_ms + windows * self._every_ms
-        self._clean = self._of_keys(world._pool.clean)
-
-    def _of_keys(self, clean: list[bytes]) -> list[bytes]:
-        """A run draws from a part of the pool, so that some records come often."""
-        draw = self._chance.of("pool").random
-        size = min(len(clean), 20 + int(draw() * len(clean)))
-        start = int(draw() * len(clean))
-        return (clean + clean)[start : start + size]
-
-    def start(self) -> None:
-        """Plan the puts: spread over the time, and thick around the ends of windows."""
-        draw = self._chance.of("times").random
-        puts = max(2, min(self._left, 40 + self._left // 250))
-        span_ms = self.end_ms - self.begin_ms
-        times = []
-        for _ in range(puts - 1):
-            at_ms = self.begin_ms + int(draw() * span_ms)
-            if draw() < 0.3:
-                edge_ms = at_ms // self._every_ms * self._every_ms
-                at_ms = max(self.begin_ms, edge_ms + int((draw() - 0.5) * 400))
-            times.append(at_ms)
-        times.sort()
-        share = self._left / puts
-        for number, at_ms in enumerate(times):
-            self._world.at(at_ms, self._put, round(share * (number + 1)) - round(share * number))
-        self._world.at(self.end_ms, self._last)
-        for _ in range(int(draw() * 4)):
-            self._world.at(self.begin_ms + int(draw() * span_ms), self._reshard)
-
-    def _last(self) -> None:
-        self._map = self._world.stream.shard_map()
-        self._put(self._left)
-        while self._again:
-            self._put(0)
-        self.end_ms = self._world.now_ms
-        self.finished = True
-
-    def _put(self, count: int) -> None:
-        """One PutRecords, or what the KPL sends at once."""
-        draw = self._chance.of("records").random
-        count = min(count, self._left)
-        self._left -= count
-        again, self._again = self._again, []
-        if "aggregated" in self._world._faults and draw() < 0.5:
-            users = list(self._drawn(count))
-            self._world._note("-", f"put {len(users)} records aggregated, {len(again)} again")
-            self._put_packed([*again, *users], 2 + int(draw() * 40))
-            return
-        if again:
-            self._put_packed(again, 10)
-        self._world._note("-", f"put {count} records")
-        for user in self._drawn(count):
-            self._put_one(hash_of(user) if user.hash_key is None else user.hash_key, user.key, user.data, (user.data,))
-
-    def _drawn(self, count: int) -> Iterator[UserRecord]:
-        draw = self._chance.of("records").random
-        clean, partitions, poison = self._clean, self._partitions, self._poison
-        for _ in range(count):
-            key, hash_key = partitions[int(draw() * len(partitions))]
-            if draw() < self._pool_share and poison:
-                self._world.happened("poison")
-                dirt = self._pool.unclean[poison[int(draw() * len(poison))]]
-                data = dirt[int(draw() * len(dirt))]
-            else:
-                data = clean[int(draw() * len(clean))]
-            yield UserRecord(key, data, hash_key)
-
-    def _put_packed(self, users: list[UserRecord], records_max: int) -> None:
-        for record in packed(users, self._map, records_max=records_max):
-            hash_key = record.hash_key
-            assert hash_key is not None
-            if record.shard is None:
-                self._put_one(hash_key, record.key, record.data, (record.data,))
-                continue
-            self._world.happened("aggregated")
-            shard = self._put_one(hash_key, record.key, record.data, None, record.users)
-            outside = [] if self._keep_all else [user for user in record.users if not shard.low <= hash_of(user) <= shard.high]
-            if outside:
-                self._world.happened("straddling_carrier")
-                self._again += outside
-
-    def _put_one(
-        self,
-        hash_key: int,
-        key: str,
-        data: bytes,
-        users: tuple[bytes, ...] | None,
-        carried: Sequence[UserRecord] = (),
-    ) -> Shard:
-        world = self._world
-        draw = self._chance.of("arrivals").random
-        arrival_ms = world.now_ms + self._hosts[int(draw() * len(self._hosts))]
-        if draw() < 0.08 and world._faults & {"out_of_order", "late"}:
-            arrival_ms -= int(draw() * world.skew_ms / 2)
-        target = world.stream.shard_of(hash_key)
-        arrival_ms = self._stamp(target, arrival_ms)
-        shard, place = world.stream.put(hash_key, key, data, arrival_ms, 1 + int(draw() * 10**12))
-        if users is None:
-            users = tuple(user.data for user in carried if self._keep_all or shard.low <= hash_of(user) <= shard.high)
-        world.checker.arrived(shard, place, users)
-        shard.latest_ms = max(shard.latest_ms, arrival_ms)
-        return shard
-
-    def _stamp(self, shard: Shard, arrival_ms: int) -> int:
-        """The arrival as this run allows it, and its faults counted."""
-        world = self._world
-        latest_ms = shard.latest_ms
-        if arrival_ms >= latest_ms:
-            self._straggled.discard(shard.id)
-            return arrival_ms
-        start_ms = latest_ms // self._every_ms * self._every_ms
-        if arrival_ms < start_ms:
-            if "late" not in world._faults or (world.one_straggler and shard.id in self._straggled):
-                arrival_ms = start_ms
-            else:
-                world.happened("late")
-                self._straggled.add(shard.id)
-        if arrival_ms >= start_ms:
-            self._straggled.discard(shard.id)
-        if arrival_ms < latest_ms:
-            world.happened("out_of_order")
-            if len(set(self._hosts)) > 1:
-                world.happened("clock_skew")
-        return arrival_ms
-
-    def _reshard(self) -> None:
-        """Split a shard, or merge two; the producers' map of the shards is old from then on, for a while."""
-        world, draw = self._world, self._chance.of("reshards").random
-        split, at, merge = draw() < 0.6, draw(), draw()
-        shards = world.stream.open
-        if split and "shard_split" in world._faults:
-            shard = shards[int(merge * len(shards))]
-            width = shard.high - shard.low
-            world.stream.split(shard, shard.low + 1 + int(at * 1000) * (width // 1001))
-            world.happened("shard_split")
-            world._note(shard.id, "shard split")
-        elif not split and "shards_merged" in world._faults and len(shards) > 1:
-            first = int(merge * (len(shards) - 1))
-            world.stream.merge(shards[first], shards[first + 1])
-            world.happened("shards_merged")
-            world._note(shards[first].id, "shards merged")
-        else:
-            return
-        world.at(world.now_ms + 500 + int(draw() * 15_000), self._learn)
-
-    def _learn(self) -> None:
-        self._map = self._world.stream.shard_map()
