@@ -72,6 +72,7 @@ class Shard(models.Shard):  # type: ignore[misc]
         self.created_ms = time.time_ns() // 1_000_000
         self.children: list[str] = []
         self.closing_sequence = 0
+        self.least_sequence = 0  # beyond all of its parents'
         self._lock = threading.Lock()
         self._sequences: list[int] = []
         self._log: list[Record] = []
@@ -89,7 +90,8 @@ class Shard(models.Shard):  # type: ignore[misc]
             if not self.is_open:
                 return None
             arrival_ms = time.time_ns() // 1_000_000
-            number = max(self._floor(arrival_ms), self._sequences[-1] + 1 if self._sequences else 0)
+            following = self._sequences[-1] + 1 if self._sequences else self.least_sequence
+            number = max(self._floor(arrival_ms), following)
             self._log.append(Record(number, partition_key, data, arrival_ms))
             self._sequences.append(number)
             return number
@@ -194,8 +196,18 @@ class Stream(models.Stream):  # type: ignore[misc]
                 raise InvalidArgumentError("explicit_hash_key")  # noqa: EM101
         else:
             point = int.from_bytes(md5(partition_key.encode(), usedforsecurity=False).digest())
+        return self._open_at(point) or self._open_after_reshard(point)
+
+    def _open_at(self, point: int) -> Shard | None:
         shards: list[Shard] = list(self.shards.values())
-        return next(each for each in shards if each.is_open and each.starting_hash <= point <= each.ending_hash)
+        return next((each for each in shards if each.is_open and each.starting_hash <= point <= each.ending_hash), None)
+
+    def _open_after_reshard(self, point: int) -> Shard:
+        """Between the end of a shard and the begin of its children nobody takes the key: wait for that."""
+        with _LOCK:
+            shard = self._open_at(point)
+        assert shard is not None, "the open shards leave a hash key out"
+        return shard
 
     def put_record(self, partition_key: str, explicit_hash_key: str | None, data: str) -> tuple[str, str]:
         decoded = base64.b64decode(data)
@@ -250,11 +262,11 @@ class Stream(models.Stream):  # type: ignore[misc]
         return summary
 
     def _replace(self, parents: list[Shard], children: list[Shard]) -> None:
-        # The children first: a put that finds its shard closed looks again.
-        for child in children:
-            self._add(child)
         for parent in parents:
             parent.close([child.shard_id for child in children])
+        for child in children:
+            child.least_sequence = max(parent.closing_sequence for parent in parents) + 1
+            self._add(child)
         self.shard_count = sum(shard.is_open for shard in self.shards.values())
 
     def _add(self, shard: Shard) -> None:
