@@ -53,10 +53,21 @@ class Summary(msgspec.Struct):
             self.failing_seeds.append(result.options.seed)
 
 
-def run(pipeline: Any, options: Options, *, pool: Pool | None = None, logging: bool = True) -> Result:
+_pools: dict[tuple[str, int], Pool] = {}
+
+
+def _pool(pipeline: Any, keys: int) -> Pool:
+    """The pool of a pipeline, made once."""
+    description = pipeline.describe()
+    named = repr(description), keys
+    if named not in _pools:
+        _pools[named] = pool_of(description, keys)
+    return _pools[named]
+
+
+def run(pipeline: Any, options: Options, *, logging: bool = True) -> Result:
     """One run. Raises NoCleanRecord where the declaration lets no record be clean."""
-    pool = pool or pool_of(pipeline.describe(), options.keys)
-    return World(pipeline, pool, options, logging=logging).run()
+    return World(pipeline, _pool(pipeline, options.keys), options, logging=logging).run()
 
 
 def run_many(
@@ -85,32 +96,29 @@ def run_many(
 
 
 def _results(pipeline: Any, options: Options, runs: int, app: str | None, processes: int) -> Iterator[Result]:
-    pool = pool_of(pipeline.describe(), options.keys)
+    _pool(pipeline, options.keys)  # what is wrong with the declaration is said here, not in another process
     seeded = (msgspec.structs.replace(options, seed=options.seed + number) for number in range(runs))
     if app is None or processes < 2 or runs < 4:
         for each in seeded:
-            yield run(pipeline, each, pool=pool, logging=False)
+            yield run(pipeline, each, logging=False)
         return
     # A process of its own for each core, started afresh: a fork would take the parent's threads and locks along.
     context = multiprocessing.get_context("spawn")
     chunk = max(1, min(20, runs // (processes * 4)))
-    with ProcessPoolExecutor(processes, context, initializer=_enter, initargs=(app, options.keys)) as executor:
+    with ProcessPoolExecutor(processes, context, initializer=_enter, initargs=(app,)) as executor:
         yield from executor.map(_run_here, seeded, chunksize=chunk)
 
 
-_here: tuple[Any, Pool] | None = None
+_here: Any = None
 
 
-def _enter(app: str, keys: int) -> None:
+def _enter(app: str) -> None:
     global _here
-    pipeline = load_app(app)
-    _here = pipeline, pool_of(pipeline.describe(), keys)
+    _here = load_app(app)
 
 
 def _run_here(options: Options) -> Result:
-    assert _here is not None
-    pipeline, pool = _here
-    return run(pipeline, options, pool=pool, logging=False)
+    return run(_here, options, logging=False)
 
 
 # ── making a failure small ──────────────────────────────────────────────────────────────────────────────────
@@ -161,11 +169,10 @@ _SEEDS_TRIED = 12
 
 
 def _still_fails(pipeline: Any, options: Options, until: float, clock: Callable[[], float]) -> Result | None:
-    pool = pool_of(pipeline.describe(), options.keys)
     for seed in range(options.seed, options.seed + _SEEDS_TRIED):
         if clock() >= until:
             return None
-        result = run(pipeline, msgspec.structs.replace(options, seed=seed), pool=pool)
+        result = run(pipeline, msgspec.structs.replace(options, seed=seed))
         if result.violation is not None:
             return result
     return None
