@@ -91,4 +91,13 @@ def _scalar(value: Any) -> str:
 def _text(value: str) -> str:
     if _PLAIN.fullmatch(value) and value.lower() not in _NOT_TEXT:
         return value
-    return json.dumps(value, ensure_ascii=not value.isprintable())
+    return '"' + "".join(map(_quoted, value)) + '"'
+
+
+def _quoted(letter: str) -> str:
+    """A letter between double quotes."""
+    if letter in '"\\':
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
