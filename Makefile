@@ -33,5 +33,8 @@ check: setup ## style, types, arrows
 bench: setup ## the figures, side by side, as ratios
 	$(BIN)/python -m bench
 
+docs: setup ## write docs/cli.md from the commands' help
+	$(BIN)/python -m tests.cli_reference
+
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
