@@ -601,6 +601,8 @@ class _Lane:
 
     def _form_windowed(self, now_ms: int, tip_ms: int, *, ending: bool) -> None:
         """The next call of the open window: its records as long as there are any, then its end."""
+        # A kept window of a mapping that has no windows any more closes before the first read.
+        assert self._settings.window_ms or not self._pending
         if not self._windows and not self._pending:
             return
         if not self._windows:
@@ -638,9 +640,7 @@ class _Lane:
 
     def _is_straggler(self, open_: _Open) -> bool:
         """Whether the next record's window is to be opened again, above the open one."""
-        if not self._pending or open_.reopened or not self._settings.window_ms:
-            return False
-        return self._pending[0].arrival_ms < open_.window.start_ms
+        return bool(self._pending) and not open_.reopened and self._pending[0].arrival_ms < open_.window.start_ms
 
     def _open(self, record: _Record, *, reopened: bool = False) -> None:
         window = Window.of(record.arrival_ms, self._settings.window_ms)
@@ -666,8 +666,6 @@ class _Lane:
         """The arrivals that may join the next batch."""
         if open_ is None:
             return _NEVER_MS, _FOREVER_MS
-        if not self._settings.window_ms:
-            return _FOREVER_MS, _FOREVER_MS  # a kept window of a mapping that has no windows any more: none
         joins = self._assumed.straggler == "current" and not open_.reopened
         return (_NEVER_MS if joins else open_.window.start_ms), open_.window.end_ms
 
