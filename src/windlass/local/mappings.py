@@ -370,7 +370,12 @@ class Mappings:
     def _stream(self, settings: MappingSettings) -> Stream:
         name = settings.stream_arn.partition("/")[2]
         found = kinesis_backends[self._account][settings.region].streams.get(name)
-        if found is None or found.arn != settings.stream_arn:
+        consumer = settings.consumer_arn
+        if (
+            found is None
+            or found.arn != settings.stream_arn
+            or (consumer and found.get_consumer_by_arn(_unnumbered(consumer)) is None)
+        ):
             msg = f"Stream not found: {settings.event_source_arn}"
             raise InvalidRequest("InvalidParameterValueException", msg)  # noqa: EM101
         stream: Stream = found
@@ -484,6 +489,12 @@ def _function_arn(record: Any, name: str) -> str:
     arn: str = record.function_arn if str(record.version) == "$LATEST" else record.function_arn.rpartition(":")[0]
     qualifier = name.split(":function:")[-1].partition(":")[2]
     return f"{arn}:{qualifier}" if qualifier else arn
+
+
+def _unnumbered(consumer_arn: str) -> str:
+    """A consumer's ARN as moto writes it: without the time of its creation."""
+    head, _, name = consumer_arn.rpartition("/")
+    return f"{head}/{name.partition(':')[0]}"
 
 
 def _names(function: str, arn: str) -> bool:

@@ -1,0 +1,106 @@
+"""`windlass mapping run`: a mapping of this machine in front of any handler, on any endpoint."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.commands import mapping as command
+from windlass.local.cloud import Cloud
+
+SOURCE = """
+seen = []
+
+def handler(event, context):
+    if "fails" in {record["kinesis"]["partitionKey"] for record in event["Records"]}:
+        raise ValueError("no")
+    seen.append((len(event["Records"]), event.get("isFinalInvokeForWindow")))
+    return {"state": {}}
+"""
+FAST = ("grace_ms=0", "backoff_ms=10", "backoff_ms_max=20")
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    with Cloud(port=0) as cloud:
+        cloud.client("kinesis").create_stream(StreamName="there", ShardCount=1)
+        yield cloud
+
+
+def put(cloud: Cloud, stream: str, *keys: str) -> None:
+    cloud.client("kinesis").create_stream(StreamName=stream, ShardCount=1)
+    cloud.client("kinesis").put_records(
+        StreamName=stream, Records=[{"Data": b"x", "PartitionKey": key} for key in keys]
+    )
+
+
+def run(cloud: Cloud, app: str, stream: str, **more: Any) -> tuple[int, dict[str, Any], str]:
+    asked: dict[str, Any] = {
+        "handler": app,
+        "stream": stream,
+        "request": {"StartingPosition": "TRIM_HORIZON"},
+        "endpoint_url": cloud.endpoint_url,
+        "region": "us-east-1",
+        "until_settled": True,
+        "assume": FAST,
+    }
+    asked["request"] = {**asked["request"], **more.pop("request", {})}
+    out, err = io.StringIO(), io.StringIO()
+    status = command.run(command.Options(**{**asked, **more}), out=out, err=err)
+    return status, json.loads(out.getvalue() or "{}"), err.getvalue()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    path = tmp_path / "app.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_a_handler_gets_the_batches_and_windows_of_a_stream(cloud: Cloud, app: Path) -> None:
+    put(cloud, "run", "a", "b", "c")
+    status, counted, said = run(cloud, f"{app}:handler", "run", request={"TumblingWindowInSeconds": 1, "BatchSize": 2})
+    assert status == 0, said
+    assert (counted["polled"], counted["errors"]) == (3, 0)
+    assert counted["finals"] >= 1
+    assert said.count(" fold ") >= 2
+    assert "final" in said
+
+
+def test_checkpoints_in_a_file_say_where_to_go_on(cloud: Cloud, app: Path, tmp_path: Path) -> None:
+    put(cloud, "twice", "a")
+    kept = {"checkpoints": tmp_path / "kept.json"}
+    assert run(cloud, f"{app}:handler", "twice", **kept)[1]["polled"] == 1
+    assert run(cloud, f"{app}:handler", "twice", **kept)[1]["polled"] == 0
+
+
+def test_failing_calls_are_told_and_make_the_status(cloud: Cloud, app: Path) -> None:
+    put(cloud, "failing", "fails")
+    status, counted, said = run(cloud, f"{app}:handler", "failing", request={"MaximumRetryAttempts": 1})
+    assert (status, counted["errors"], counted["dropped"]) == (1, 2, 1)
+    assert "attempt=2 ValueError: no" in said
+
+
+@pytest.mark.parametrize(
+    ("app", "stream", "more", "word"),
+    [
+        ("{app}:nobody", "there", {}, "has no function 'nobody'"),
+        ("{app}", "there", {}, "write path/app.py:handler"),
+        ("nowhere.py:handler", "there", {}, "there is no file nowhere.py"),
+        ("{app}:handler", "missing", {}, "ResourceNotFoundException"),
+        ("{app}:handler", "there", {"request": {"BatchSize": 0}}, "greater than or equal to 1"),
+        ("{app}:handler", "there", {"assume": ["grace=1"]}, "--assume grace=1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_begin_is_one_line(
+    cloud: Cloud, tmp_path: Path, app: str, stream: str, more: dict[str, Any], word: str
+) -> None:
+    (tmp_path / "app.py").write_text(SOURCE)
+    status, _, said = run(cloud, app.format(app=tmp_path / "app.py"), stream, **more)
+    assert status == 2
+    assert said.startswith("windlass mapping run: ")
+    assert word in said
+    assert said.count("\n") == 1
