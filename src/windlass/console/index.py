@@ -1,0 +1,269 @@
+"""What the console has read so far, kept so that a question is answered without reading everything again.
+
+A question is answered from memory. Each index is brought up to date by `refresh`, which reads the source; the next
+refresh is due after a pause that grows with what the last one took, so that looking on never becomes the load.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from heapq import nlargest, nsmallest
+from typing import Any
+
+import msgspec
+
+from windlass.console.source import Item
+from windlass.core.position import split
+from windlass.core.rejected import Reason, Rejected
+from windlass.quarantine import Browsable
+
+ITEMS_MAX = 300_000
+"""Items in memory, the newest; a table may hold more. About 400 bytes each."""
+REJECTED_MAX = 20_000
+OBJECTS_PER_REFRESH_MAX = 2_000
+
+
+class Pace:
+    """When a refresh is due: `least_ms` after the last, or eight times what the last one took."""
+
+    def __init__(self, least_ms: int) -> None:
+        self._least_ms = least_ms
+        self._due_ms = 0
+
+    def is_due(self, now_ms: int) -> bool:
+        return now_ms >= self._due_ms
+
+    def done(self, began_ms: int, now_ms: int) -> None:
+        self._due_ms = now_ms + max(self._least_ms, 8 * (now_ms - began_ms))
+
+
+# --- items -------------------------------------------------------------------------------------------------------
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A stretch of a longer list, from `offset` on. `total` is the list's length."""
+
+    total: int
+    offset: int
+    rows: list[Any]
+
+
+class _Held:
+    """The items of one reading. Never changed once it is made, so that it can be read without a lock."""
+
+    def __init__(self, items: list[Item], *, is_whole: bool) -> None:
+        self.items = sorted(items, key=lambda item: (-item.window_start_ms, _natural(item.key)))
+        self.is_whole = is_whole
+        self.by_key: dict[str, list[Item]] = defaultdict(list)  # newest first
+        for item in self.items:
+            self.by_key[item.key].append(item)
+        self.keys = sorted(self.by_key, key=_natural)
+        self.starts = sorted({item.window_start_ms for item in self.items})
+
+
+def _natural(key: str) -> tuple[int, float, str]:
+    """Numbers by value, before texts."""
+    try:
+        return 0, float(key), key
+    except ValueError:
+        return 1, 0.0, key
+
+
+class Items:
+    """The table's items, newest windows first."""
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+        self._held = _Held([], is_whole=True)
+        self._print = 0
+        self.revision = 0
+
+    def refresh(self) -> None:
+        """Read the table. Beyond ITEMS_MAX items only the newest windows are kept."""
+        items: list[Item] = []
+        is_whole = True
+        for item in self._read():
+            items.append(item)
+            if len(items) >= 2 * ITEMS_MAX:
+                items, is_whole = _newest(items), False
+        if len(items) > ITEMS_MAX:
+            items, is_whole = _newest(items), False
+        seen = hash(tuple(hash((i.key, i.window_start_ms, *i.totals.values(), *i.shards.values())) for i in items))
+        if seen != self._print:
+            self._print = seen
+            self._held = _Held(items, is_whole=is_whole)
+            self.revision += 1
+
+    @property
+    def count(self) -> int:
+        return len(self._held.items)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every item of the table is here."""
+        return self._held.is_whole
+
+    def page(self, text: str, offset: int, limit: int) -> Page:
+        """Items whose key is `text`, or where no key is, contains it; all for ""."""
+        held = self._held
+        rows: Sequence[Item] = held.items
+        if text in held.by_key:
+            rows = held.by_key[text]
+        elif text:
+            rows = [item for item in held.items if text.lower() in item.key.lower()]
+        return Page(len(rows), offset, list(rows[offset : offset + limit]))
+
+    def keys(self, text: str, limit: int) -> Page:
+        """Keys that contain `text`, in order."""
+        keys = self._held.keys
+        found = [key for key in keys if text.lower() in key.lower()] if text else keys
+        return Page(len(found), 0, found[:limit])
+
+    def chart(self, total: str, keys: Sequence[str], top: int, span: int) -> dict[str, Any]:
+        """One total per window, for the keys named, or for the `top` keys with most of it; the last `span` windows.
+
+        Beside them `sum`: that total over all keys. A window without an item is None.
+        """
+        held = self._held
+        starts = held.starts[-span:]
+        named = [key for key in keys if key in held.by_key] or self._top(held, total, starts, top)
+        place = {start: index for index, start in enumerate(starts)}
+        sums: list[float | None] = [None] * len(starts)
+        for item in held.items:
+            index = place.get(item.window_start_ms)
+            if index is None:
+                break  # newest first: what follows is older
+            sums[index] = (sums[index] or 0) + _number(item, total)
+        series = []
+        for key in named:
+            values: list[float | None] = [None] * len(starts)
+            for item in held.by_key[key]:
+                index = place.get(item.window_start_ms)
+                if index is None:
+                    break
+                values[index] = _number(item, total)
+            series.append({"key": key, "values": values})
+        return {"at_ms": starts, "series": series, "sum": sums, "keys": len(held.keys)}
+
+    def _top(self, held: _Held, total: str, starts: list[int], top: int) -> list[str]:
+        if len(held.keys) <= top:
+            return held.keys
+        recent = set(starts[-12:])
+        sums: dict[str, float] = defaultdict(float)
+        for item in held.items:
+            if item.window_start_ms not in recent:
+                break
+            sums[item.key] += _number(item, total)
+        return nlargest(top, sums, key=lambda key: sums[key])
+
+    def covering(self, shard_id: str, position: str, key: str | None, from_ms: int) -> Item | None:
+        """The oldest item, of windows from `from_ms` on, that the shard's totals are applied to through `position`."""
+        held = self._held
+        rows = held.items if key is None else held.by_key.get(key, [])
+        found = [item for item in _since(rows, from_ms) if item.shards.get(shard_id, "") >= position]
+        return nsmallest(1, found, key=lambda item: item.window_start_ms)[0] if found else None
+
+
+def _newest(items: list[Item]) -> list[Item]:
+    return nlargest(ITEMS_MAX, items, key=lambda item: item.window_start_ms)
+
+
+def _since(rows: Sequence[Item], from_ms: int) -> Sequence[Item]:
+    return rows[: bisect_left(rows, 1 - from_ms, key=lambda item: -item.window_start_ms)]
+
+
+def _number(item: Item, total: str) -> float:
+    try:
+        return float(item.totals[total])
+    except (KeyError, ValueError):
+        return 0.0
+
+
+# --- rejected records --------------------------------------------------------------------------------------------
+
+
+class ReasonCount(msgspec.Struct):
+    """One reason, with how many records it has refused."""
+
+    reason: str
+    meaning: str
+    count: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+
+
+class RejectedRecords:
+    """What is in quarantine: counts of all of it, and the newest records themselves."""
+
+    def __init__(self, quarantine: Browsable) -> None:
+        self._quarantine = quarantine
+        self._lock = threading.Lock()
+        self._read: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
+        self._kept: deque[Rejected] = deque(maxlen=REJECTED_MAX)
+        self._newest: list[Rejected] | None = None
+        self._reasons: dict[str, ReasonCount] = {}
+        self.revision = 0
+        self.is_whole = True
+
+    def refresh(self) -> None:
+        """Read the objects that are new, of many only so many at a time. Raises QuarantineProblem."""
+        new = [name for name in self._quarantine.names() if name not in self._read]
+        self.is_whole = len(new) <= OBJECTS_PER_REFRESH_MAX
+        for name in new[:OBJECTS_PER_REFRESH_MAX]:
+            records = self._quarantine.read_object(name)
+            with self._lock:
+                self._read.add(name)
+                for record in records:
+                    self._take(record)
+                self._newest = None
+                self.revision += 1
+
+    def _take(self, record: Rejected) -> None:
+        identity = (record.shard, record.position)
+        if identity in self._seen:
+            return
+        self._seen.add(identity)
+        self._kept.append(record)
+        reason = record.reason.value
+        count = self._reasons.setdefault(reason, ReasonCount(reason, Reason(reason).meaning))
+        count.count += 1
+        count.first_ms = min(count.first_ms or record.arrival_ms, record.arrival_ms)
+        count.last_ms = max(count.last_ms, record.arrival_ms)
+
+    @property
+    def count(self) -> int:
+        return len(self._seen)
+
+    def reasons(self) -> list[ReasonCount]:
+        """The reasons, the most frequent first."""
+        with self._lock:
+            return sorted(map(msgspec.structs.replace, self._reasons.values()), key=lambda count: -count.count)
+
+    def page(self, reason: str, text: str, offset: int, limit: int) -> Page:
+        """Records of a reason, whose detail, shard or bytes contain `text`, newest first. "" for all."""
+        rows = self._ordered()
+        if reason:
+            rows = [record for record in rows if record.reason.value == reason]
+        if text:
+            wanted = text.lower()
+            rows = [record for record in rows if wanted in _searched(record)]
+        return Page(len(rows), offset, rows[offset : offset + limit])
+
+    def find(self, shard_id: str, sequence: str) -> Rejected | None:
+        """The rejected record with that sequence number."""
+        for record in self._ordered():
+            if record.shard == shard_id and split(record.position)[0] == sequence:
+                return record
+        return None
+
+    def _ordered(self) -> list[Rejected]:
+        with self._lock:
+            if self._newest is None:
+                self._newest = sorted(self._kept, key=lambda record: (-record.arrival_ms, record.position))
+            return self._newest
+
+
+def _searched(record: Rejected) -> str:
+    return f"{record.detail}\n{record.shard}\n{record.data.decode('utf-8', 'backslashreplace')}".lower()
