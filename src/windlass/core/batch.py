@@ -125,6 +125,17 @@ def drop_duplicates(batch: Batch, through: str) -> None:
     batch.keep(stay)
 
 
+def drop_kept(batch: Batch, through: str) -> None:
+    """Take back rejections at or before `through`: the answer that said so came after they were in quarantine.
+
+    So the rejections of one call are all those between the first and the last of them, and an object that is named
+    after these two is never replaced by a smaller one.
+    """
+    fresh = [record for record in batch.rejected if record.position > through]
+    batch.duplicates += len(batch.rejected) - len(fresh)
+    batch.rejected = fresh
+
+
 def _in_order(sequences: list[str]) -> bool:
     """Told without padding, so only where all sequence numbers have the full length, as AWS's have."""
     return set(map(len, sequences)) == {SEQUENCE_DIGITS} and all(map(lt, sequences, sequences[1:]))

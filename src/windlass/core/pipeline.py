@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from windlass.core.aggregate import HashRange
-from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_late
+from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_kept, drop_late
 from windlass.core.event import Call, MalformedEvent
 from windlass.core.fold import STATE_BYTES_MAX, Folder, KeyPart, Segment
 from windlass.core.rejected import Reason, Rejected
@@ -81,6 +81,8 @@ class WindowsPlan(msgspec.Struct, frozen=True):
             through = segment.through
         batch = batch_of(call, within)
         drop_late(batch, window.start_ms / 1000, window.end_ms / 1000)
+        if batch.rejected:
+            drop_kept(batch, through)
         drop_duplicates(batch, through)
         records = read_clean(self.schema, batch)
         closed, segment = self.folder.fold(segment, records, batch.position_at)

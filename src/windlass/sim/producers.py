@@ -41,7 +41,7 @@ class Producers:
         skew = world.skew_ms if "clock_skew" in world.faults else 0
         draw = self._chance.of("hosts").random
         self._hosts = [0, 0] if not skew else [int((draw() - 0.5) * skew) for _ in range(3)]
-        self._pool_share = 0.05 if "poison" in world.faults else 0.0
+        self._dirty = self._chance.pick("pool", (0.02, 0.05, 0.4)) if "poison" in world.faults else 0.0
         windows = 2 + int(draw() * 4)
         self.begin_ms = world.now_ms + int(draw() * self._every_ms)
         self.end_ms = self.begin_ms + windows * self._every_ms
@@ -104,7 +104,7 @@ class Producers:
         clean, partitions, poison = self._clean, self._partitions, self._poison
         for _ in range(count):
             key, hash_key = partitions[int(draw() * len(partitions))]
-            if draw() < self._pool_share and poison:
+            if draw() < self._dirty and poison:
                 self._world.happened("poison")
                 dirt = self._pool.unclean[poison[int(draw() * len(poison))]]
                 data = dirt[int(draw() * len(dirt))]
