@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from windlass.sim.runs import Summary
     from windlass.testing import Rehearsal
 
 _REHEARSALS = pytest.StashKey[list["Rehearsal"]]()
@@ -28,6 +29,17 @@ def kinesis_lambda(request: pytest.FixtureRequest) -> "Callable[..., Rehearsal]"
         return made[-1]
 
     return rehearse
+
+
+@pytest.fixture
+def simulate() -> "Callable[..., Summary]":
+    """Prove a pipeline in simulated worlds of faults: `simulate(trips, runs=50)`.
+
+    It takes what windlass.sim.proof.assert_exact takes, and fails the test if any run is not exact.
+    """
+    from windlass.sim.proof import assert_exact
+
+    return assert_exact
 
 
 @pytest.hookimpl(wrapper=True)

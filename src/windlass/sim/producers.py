@@ -72,7 +72,7 @@ class Producers:
             self._world.at(at_ms, self._put, round(share * (number + 1)) - round(share * number))
         self._world.at(self.end_ms, self._last)
         for _ in range(int(draw() * 4)):
-            self._world.at(self.begin_ms + int(draw() * span_ms), self._reshard)
+            self._world.at(self.begin_ms + int(draw() * span_ms), self.reshard)
 
     def _last(self) -> None:
         self._map = self._world.stream.shard_map()
@@ -174,7 +174,7 @@ class Producers:
                 world.happened("clock_skew")
         return arrival_ms
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
         """Split a shard, or merge two; the producers' map of the shards is old from then on, for a while."""
         world, draw = self._world, self._chance.of("reshards").random
         split, at, merge = draw() < 0.6, draw(), draw()

@@ -172,13 +172,37 @@ class World:
         """Everything, to the end or to the first violation."""
         violation = None
         try:
-            for shard in list(self.stream.shards.values()):
-                self._start(shard)
-            self.producers.start()
-            self._plan_restarts()
-            self._until_settled()
+            self.begin()
+            while self.step():
+                pass
         except Broken as broken:
             violation = broken.violation
+        return self.end(violation)
+
+    def begin(self) -> None:
+        """Mappings and producers start."""
+        for shard in list(self.stream.shards.values()):
+            self._start(shard)
+        self.producers.start()
+        self._plan_restarts()
+
+    def step(self) -> bool:
+        """The next thing that happens; False when everything is processed. Raises Broken."""
+        if self.calm and self._is_settled():
+            return False
+        steps_max = STEPS_PER_RECORD_MAX * (self.options.records + 500)
+        if self._steps > steps_max or not self._heap or self.now_ms > self.producers.end_ms + SETTLE_MS_MAX:
+            runners = [each for each in self._runners.values() if not each.done]
+            stuck = "; ".join(f"{each.shard.id}: {each.machine.trouble or 'waiting'}" for each in runners)
+            self.checker.fail("never_blocked", f"not everything gets processed; {stuck[:500]}")
+        at_ms, _, act, arguments = heapq.heappop(self._heap)
+        self.now_ms = self.checker.now_ms = max(self.now_ms, at_ms)
+        act(*arguments)
+        self._steps += 1
+        return True
+
+    def end(self, violation: Violation | None = None) -> Result:
+        """The reckoning; after a violation only what it cost."""
         settled = violation is None
         if settled:
             strict = not self._zombie_writes and self._settings.parallelization == 1
@@ -206,22 +230,6 @@ class World:
     def calm(self) -> bool:
         """The last record has come: nothing goes wrong any more."""
         return self.producers.finished
-
-    def _until_settled(self) -> None:
-        steps_max = STEPS_PER_RECORD_MAX * (self.options.records + 500)
-        while self._heap:
-            at_ms, _, act, arguments = heapq.heappop(self._heap)
-            self.now_ms = self.checker.now_ms = max(self.now_ms, at_ms)
-            act(*arguments)
-            self._steps += 1
-            if self.calm and self._is_settled():
-                return
-            if self._steps > steps_max or self.now_ms > self.producers.end_ms + SETTLE_MS_MAX:
-                break
-        stuck = [
-            f"{each.shard.id}: {each.machine.trouble or 'waiting'}" for each in self._runners.values() if not each.done
-        ]
-        self.checker.fail("never_blocked", f"not everything gets processed; {'; '.join(stuck)[:500]}")
 
     def _is_settled(self) -> bool:
         if self._zombies:
@@ -415,9 +423,9 @@ class World:
         draw = self.chance.of("restarts").random
         span_ms = self.producers.end_ms - BEGIN_MS
         for _ in range(2 + int(draw() * 4)):
-            self.at(BEGIN_MS + int(draw() * span_ms), self._restart_some, draw())
+            self.at(BEGIN_MS + int(draw() * span_ms), self.restart_some, draw())
 
-    def _restart_some(self, which: float) -> None:
+    def restart_some(self, which: float) -> None:
         """A mapping crashes, or is told to stop, whatever it is doing."""
         runners = [runner for runner in self._runners.values() if not (runner.done or runner.guarded)]
         if not runners or self.calm:
