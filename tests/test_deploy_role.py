@@ -119,7 +119,7 @@ WINDOWS = (("2020-12-09T07:04:00Z", "2020-12-09T07:04:30Z"), ("2020-12-09T07:04:
 
 
 def exercised(pipeline: Any, calls: Calls) -> set[tuple[str, str]]:
-    """All that the handler can come to do: plain, aggregated and unclean records, windows new, known, newer and older."""
+    """All that the handler can come to do: plain, aggregated and unclean records, windows new, known and older."""
     make_table(pipeline)
     calls.made.clear()
     data = [trip(1, 2), b"not JSON", trip(2, 3), aggregate([trip(1, 1), trip(2, 1)])]

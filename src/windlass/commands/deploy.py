@@ -254,7 +254,7 @@ def run_destroy(common: Common, *, yes: bool, data: bool, ask: Callable[[str], b
     def act() -> int:
         clients = common.clients
         stack = Stack(common.stack, clients, time.sleep)
-        resources = stack.require()
+        resources = stack.require(own=True)  # what was there before the stack is not its to delete
         table, bucket = resources.get("Table", ""), resources.get("Bucket", "")
         kept = _holding(table, bucket, clients)
         what = f"stack {common.stack} with stream {resources.get('Stream', 'none')} and what is still unread in it"
@@ -264,7 +264,7 @@ def run_destroy(common: Common, *, yes: bool, data: bool, ask: Callable[[str], b
             _out("nothing was deleted")
             return 1
         stack.delete(_watcher(sys.stderr if common.json else sys.stdout))
-        gone, left = _sweep(table, bucket, clients, data=data, kept=bool(kept))
+        gone, left = _sweep(table, bucket, clients, data=data)
         told = {"stack": common.stack, "deleted": gone, "kept": left}
         _out(json.dumps(told) if common.json else _destroyed(common.stack, left))
         return 0
@@ -285,7 +285,7 @@ def _about(count: int) -> str:
     return f"{count}" if count < 1000 else "1,000 or more"
 
 
-def _sweep(table: str, bucket: str, clients: Clients, *, data: bool, kept: bool) -> tuple[list[str], list[str]]:
+def _sweep(table: str, bucket: str, clients: Clients, *, data: bool) -> tuple[list[str], list[str]]:
     """Delete what may go. Looked at again: the function has written until the stack was gone."""
     gone, left = [], []
     for name, holds, delete in (
@@ -294,14 +294,11 @@ def _sweep(table: str, bucket: str, clients: Clients, *, data: bool, kept: bool)
     ):
         if not name:
             continue
-        if (data or not kept) and (data or not holds(name, clients)):
+        if data or not holds(name, clients):
             delete(name, clients)
             gone.append(name)
-        elif holds(name, clients):
-            left.append(name)
         else:
-            delete(name, clients)
-            gone.append(name)
+            left.append(name)
     return gone, left
 
 

@@ -42,6 +42,7 @@ _NEXT: Mapping[str, str] = {
         "it never came up and cannot be updated; remove it first: windlass destroy --stack {stack}",
     ),
 }
+_NO_UPDATES = "No updates are to be performed"
 _UNDER_WAY = "another operation on it is under way; wait for its end"
 
 
@@ -147,28 +148,32 @@ class Stack:
             raise
         return {} if described["StackStatus"] == "DELETE_COMPLETE" else described
 
-    def resources(self) -> dict[str, str]:
-        """Physical names by logical name, and what only the outputs know: a stream or table that was there before."""
+    def own(self) -> dict[str, str]:
+        """Physical names by logical name, of what the stack itself has made."""
         pages = self._cloud.get_paginator("list_stack_resources").paginate(StackName=self.name)
-        found = {
+        return {
             each["LogicalResourceId"]: each["PhysicalResourceId"]
             for page in pages
             for each in page["StackResourceSummaries"]
             if each.get("PhysicalResourceId") and each.get("LogicalResourceId")
         }
+
+    def resources(self) -> dict[str, str]:
+        """The same, with the stream and table that were there before, which only the outputs know."""
+        found = self.own()
         outputs = {each["OutputKey"]: each["OutputValue"] for each in self.describe().get("Outputs") or []}
         for logical, output in (("Stream", "StreamName"), ("Table", "TableName")):
             if logical not in found and output in outputs:
                 found[logical] = outputs[output]
         return found
 
-    def require(self) -> dict[str, str]:
-        """The resources of a stack that is there. Raises DeployProblem."""
+    def require(self, *, own: bool = False) -> dict[str, str]:
+        """The resources of a stack that is there, or its own only. Raises DeployProblem."""
         with clearly(f"looking at stack {self.name}"):
             if not self.describe():
                 msg = f"there is no stack {self.name} in {self.region}: windlass deploy makes it"
                 raise DeployProblem(msg)
-            return self.resources()
+            return self.own() if own else self.resources()
 
     # ── deploying ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +183,7 @@ class Stack:
             watcher.step("checking")
             account = self._clients("sts").get_caller_identity()["Account"]
             stack, action = self._action()
-            present = self.resources() if action == "UPDATE" else {}
+            present = self.own() if action == "UPDATE" else {}
             check_names(self._clients, request.settings, request.keys, present, self.region)
             if stack:  # left by a change set that was never executed
                 self._cloud.delete_stack(StackName=self.name)
@@ -208,18 +213,9 @@ class Stack:
             msg = f"the template is {len(request.body.encode())} bytes; CloudFormation takes {TEMPLATE_BYTES_MAX}"
             raise DeployProblem(msg)
         watcher.step("preparing the changes")
-        made = self._cloud.create_change_set(
-            StackName=self.name,
-            ChangeSetName=f"windlass-{request.package.sha256[:12]}",
-            ChangeSetType=action,
-            TemplateBody=request.body,
-            Parameters=[
-                {"ParameterKey": "CodeBucket", "ParameterValue": code.bucket},
-                {"ParameterKey": "CodeKey", "ParameterValue": code.key},
-            ],
-            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
-            Tags=[{"Key": key, "Value": value} for key, value in request.settings.tags.items()],
-        )
+        made = self._change_set(request, action, code)
+        if made is None:
+            return "unchanged"
         change_set, stack_id = made["Id"], made["StackId"]
         try:
             changes = self._changes(change_set)
@@ -238,13 +234,34 @@ class Stack:
         self._follow(stack_id, action, seen, watcher)
         return "created" if action == "CREATE" else "updated"
 
+    def _change_set(self, request: Request, action: str, code: "_Code") -> Mapping[str, Any] | None:
+        """A new change set; None where the endpoint says at once that there is nothing to change."""
+        try:
+            made: Mapping[str, Any] = self._cloud.create_change_set(
+                StackName=self.name,
+                ChangeSetName=f"windlass-{request.package.sha256[:12]}",
+                ChangeSetType=action,
+                TemplateBody=request.body,
+                Parameters=[
+                    {"ParameterKey": "CodeBucket", "ParameterValue": code.bucket},
+                    {"ParameterKey": "CodeKey", "ParameterValue": code.key},
+                ],
+                Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
+                Tags=[{"Key": key, "Value": value} for key, value in request.settings.tags.items()],
+            )
+        except ClientError as error:
+            if _NO_UPDATES in str(error):
+                return None
+            raise
+        return made
+
     def _changes(self, change_set: str) -> list[Change] | None:
         """What the change set would do, when it is ready; None: nothing."""
         for _ in self._polls():
             described = self._cloud.describe_change_set(ChangeSetName=change_set)
             if described["Status"] == "FAILED":
                 reason = described.get("StatusReason", "")
-                if "didn't contain changes" in reason or "No updates are to be performed" in reason:
+                if "didn't contain changes" in reason or _NO_UPDATES in reason:
                     return None
                 msg = f"CloudFormation refuses the changes to stack {self.name}: {' '.join(reason.split())}"
                 raise DeployProblem(msg)

@@ -235,7 +235,7 @@ def items_at_most(table: str, clients: Clients, enough: int = 1000) -> int:
     """How many items a table holds, counted up to about `enough`; 0 where there is no table."""
     client, count = clients("dynamodb"), 0
     try:
-        for page in client.get_paginator("scan").paginate(TableName=table, Select="COUNT"):
+        for page in client.get_paginator("scan").paginate(TableName=table, Select="COUNT", ConsistentRead=True):
             count += page["Count"]
             if count >= enough:
                 break
