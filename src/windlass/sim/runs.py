@@ -65,9 +65,11 @@ def _pool(pipeline: Any, keys: int) -> Pool:
     return _pools[named]
 
 
-def run(pipeline: Any, options: Options, *, logging: bool = True) -> Result:
-    """One run. Raises NoCleanRecord where the declaration lets no record be clean."""
-    return World(pipeline, _pool(pipeline, options.keys), options, logging=logging).run()
+def run(
+    pipeline: Any, options: Options, *, logging: bool = True, watch: Callable[[float], None] = lambda _: None
+) -> Result:
+    """One run; `watch` is told the share that is done. Raises NoCleanRecord."""
+    return World(pipeline, _pool(pipeline, options.keys), options, logging=logging).run(watch)
 
 
 def run_many(
@@ -77,16 +79,16 @@ def run_many(
     *,
     app: str | None = None,
     processes: int = 1,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[float], None] = lambda _: None,
     stop_at_failure: bool = False,
 ) -> Summary:
     """Runs on the seeds from `options.seed` on. With `app`, the name that `pipeline` was loaded by, in processes.
 
-    `progress` is told how many runs have ended. Raises NoCleanRecord.
+    `progress` is told how many runs are done, with a part for the one under way. Raises NoCleanRecord.
     """
     summary = Summary(faults=dict.fromkeys(options.faults, 0))
     begun = time.perf_counter()
-    for result in _results(pipeline, options, runs, app, processes):
+    for result in _results(pipeline, options, runs, app, processes, progress):
         summary.add(result)
         progress(summary.runs)
         if stop_at_failure and result.violation:
@@ -95,12 +97,15 @@ def run_many(
     return summary
 
 
-def _results(pipeline: Any, options: Options, runs: int, app: str | None, processes: int) -> Iterator[Result]:
+def _results(
+    pipeline: Any, options: Options, runs: int, app: str | None, processes: int, progress: Callable[[float], None]
+) -> Iterator[Result]:
     _pool(pipeline, options.keys)  # what is wrong with the declaration is said here, not in another process
     seeded = (msgspec.structs.replace(options, seed=options.seed + number) for number in range(runs))
     if app is None or processes < 2 or runs < 4:
         for each in seeded:
-            yield run(pipeline, each, logging=False)
+            done = each.seed - options.seed
+            yield run(pipeline, each, logging=False, watch=lambda share, done=done: progress(done + share))  # type: ignore[misc]
         return
     # A process of its own for each core, started afresh: a fork would take the parent's threads and locks along.
     context = multiprocessing.get_context("spawn")

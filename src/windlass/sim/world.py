@@ -168,13 +168,14 @@ class World:
 
     # -- the run ----------------------------------------------------------------------------------------------
 
-    def run(self) -> Result:
-        """Everything, to the end or to the first violation."""
+    def run(self, watch: Callable[[float], None] = lambda _: None) -> Result:
+        """Everything, to the end or to the first violation. `watch` is told the share of records that have come."""
         violation = None
         try:
             self.begin()
             while self.step():
-                pass
+                if not self._steps & 255:
+                    watch(min(1.0, self.checker.received / self.options.records))
         except Broken as broken:
             violation = broken.violation
         return self.end(violation)
