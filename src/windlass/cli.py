@@ -181,6 +181,9 @@ def demo(
     unclean: Annotated[float, typer.Option(min=0, max=1, help="The share of records to spoil.")] = 0.03,
     seed: Annotated[int, typer.Option(help="The same seed gives the same records.")] = 7,
     csv: Annotated[Path | None, typer.Option(help="A CSV or NDJSON file to send instead of drawn trips.")] = None,
+    console: Annotated[bool, typer.Option("--console", help="Show it in a browser while it runs.")] = False,
+    console_port: Annotated[int, typer.Option(min=0, max=65535, help="Where; 0 for a free port.")] = 0,
+    hold: Annotated[bool, typer.Option("--hold", help="Go on after the verdict, until Ctrl-C.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Run the whole job on this machine: stream, producer, windows, table; then verify it, item by item.
@@ -201,7 +204,8 @@ def demo(
         seed=seed,
         csv=csv,
     )
-    raise typer.Exit(command.run(app, options, as_json=json))
+    port = console_port if console else None
+    raise typer.Exit(command.run(app, options, as_json=json, console=port, hold=hold))
 
 
 AssumeOption = Annotated[

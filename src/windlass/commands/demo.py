@@ -5,17 +5,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from windlass.apps import AppProblem, load_app
 from windlass.commands.verify import show
+from windlass.console.problem import ConsoleProblem
 from windlass.core.schema import DeclarationError
 from windlass.local import demo as machinery
 from windlass.local.demo import Demo, NotSettled, Options, Progress
 from windlass.pipelines import Windows
 from windlass.produce.files import UnreadableFile
 from windlass.produce.put import StreamError
+from windlass.verify import Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,41 +31,78 @@ def run(
     options: Options,
     *,
     as_json: bool,
+    console: int | None = None,
+    hold: bool = False,
     out: TextIO | None = None,
     err: TextIO | None = None,
     before_verify: Callable[[Demo], object] = lambda _: None,
 ) -> int:
-    """Run and show. Exit status: 0 exact, 1 different, 2 could not run."""
+    """Run and show. Exit status: 0 exact, 1 different, 2 could not run.
+
+    `console` is the port to serve the console at, 0 for a free one. `hold`: when all is told, go on until Ctrl-C.
+    """
     out, err = out or sys.stdout, err or sys.stderr
+    told = err if as_json else out
     stop = threading.Event()
     watch = _watcher(err)
-    try:
-        pipeline = _pipeline(app)
-        with _stopped_by_ctrl_c(stop):
-            verdict, demo, items = _run(pipeline, options, watch, stop, before_verify)
-    except (AppProblem, DeclarationError, NotSettled, StreamError, UnreadableFile) as error:
-        print(f"windlass demo: {error}", file=err)
-        return 2
-    except KeyboardInterrupt:
-        print("windlass demo: interrupted twice; nothing was verified", file=err)
-        return 130
-    told = err if as_json else out
-    _print_items(demo.pipeline, items, told)
-    show(verdict, told)
-    if as_json:
-        print(json.dumps(verdict.to_dict()), file=out)
-    return 0 if verdict.exact else 1
-
-
-def _run(pipeline: Windows, options: Options, watch: Any, stop: threading.Event, before_verify: Any) -> Any:
+    stack = ExitStack()
     items: list[dict[str, Any]] = []
 
     def and_keep_items(demo: Demo) -> None:
         before_verify(demo)
         items.extend(demo.items())
 
-    verdict, demo = machinery.run(pipeline, options, watch=watch, stop=stop, before_verify=and_keep_items)
-    return verdict, demo, items
+    def tell(demo: Demo, verdict: Verdict) -> None:
+        _print_items(demo.pipeline, items, told)
+        show(verdict, told)
+        if hold:
+            _hold(err)
+        stack.close()  # before what it looks at ends
+
+    try:
+        pipeline = _pipeline(app)
+        with stack, _stopped_by_ctrl_c(stop):
+            if console is not None:
+                watch = _with_console(watch, console, stack, err)
+            verdict, _ = machinery.run(
+                pipeline, options, watch=watch, stop=stop, before_verify=and_keep_items, hold=tell
+            )
+    except (AppProblem, ConsoleProblem, DeclarationError, NotSettled, StreamError, UnreadableFile) as error:
+        print(f"windlass demo: {error}", file=err)
+        return 2
+    except KeyboardInterrupt:
+        print("windlass demo: interrupted twice; nothing was verified", file=err)
+        return 130
+    if as_json:
+        print(json.dumps(verdict.to_dict()), file=out)
+    return 0 if verdict.exact else 1
+
+
+def _with_console(watch: Any, port: int, stack: ExitStack, err: TextIO) -> Any:
+    """The same watcher, with the console served from when there is something to look at."""
+    from windlass.console.demo_source import DemoSource
+    from windlass.console.server import Console
+
+    def watched(demo: Demo, done: threading.Event) -> None:
+        served = stack.enter_context(Console(DemoSource(demo), port=port))
+        print(f"the console: {served.url}", file=err, flush=True)
+        watch(demo, done)
+
+    return watched
+
+
+def _hold(err: TextIO) -> None:
+    """Until Ctrl-C, the first from now on."""
+    print("holding; what is put now is processed as well. Ctrl-C ends it", file=err, flush=True)
+    ended = threading.Event()
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: ended.set()) if on_main else None
+    try:
+        while not ended.wait(REFRESH_S):
+            pass
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _pipeline(app: str | None) -> Windows:

@@ -1,7 +1,7 @@
 """The demo as a source: its poller, its watch, its table and its quarantine, all in this process."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -25,6 +25,7 @@ from windlass.local.demo import FUNCTION_ARN, QUARANTINE, REGION, STREAM, TABLE,
 from windlass.local.meter import Bucket
 from windlass.local.poller import ShardStatus, wall_clock_ms
 from windlass.local.watch import WatchedCall
+from windlass.quarantine import Browsable
 from windlass.verify.sources import read_table
 
 BLOCKED_AFTER = 2
@@ -36,7 +37,7 @@ class DemoSource:
 
     def __init__(self, demo: Demo) -> None:
         self._demo = demo
-        self.quarantine = demo.quarantine()
+        self.quarantine: Browsable = demo.quarantine()
         self._every_ms = demo.pipeline.plan.every_s * 1000
 
     def now_ms(self) -> int:
@@ -95,7 +96,10 @@ class DemoSource:
         step_ms = max(1000, step_ms // 1000 * 1000)
         from_ms = from_ms // step_ms * step_ms
         steps = self._demo.watch.meter.read(from_ms, to_ms, step_ms)
-        return Series(step_ms, list(range(from_ms, to_ms, step_ms)), columns(steps))
+        at_ms = list(range(from_ms, to_ms, step_ms))
+        began_ms = self._demo.watch.began_ms
+        known = [step if at + step_ms > began_ms else None for at, step in zip(at_ms, steps, strict=True)]
+        return Series(step_ms, at_ms, columns(known))
 
     def failures(self) -> list[FailureView]:
         return []  # the demo's mapping tries a batch again until it succeeds, and gives none up
@@ -192,16 +196,16 @@ def call_view(call: WatchedCall) -> CallView:
     )
 
 
-def columns(steps: list[dict[str, Bucket]]) -> dict[str, list[float | None]]:
-    """A meter's steps as the source's series."""
+def columns(steps: Sequence[dict[str, Bucket] | None]) -> dict[str, list[float | None]]:
+    """A meter's steps as the source's series; None is a step of which nothing is known."""
     found: dict[str, list[float | None]] = {
-        name: [step[name].total if name in step else 0 for step in steps] for name in COUNTS
+        name: [None if step is None else step[name].total if name in step else 0 for step in steps] for name in COUNTS
     }
-    duration = [step.get("duration") for step in steps]
-    age = [step.get("iterator_age") for step in steps]
+    duration = [(step or {}).get("duration") for step in steps]
+    age = [(step or {}).get("iterator_age") for step in steps]
     return found | {
         "duration_min": [bucket.least if bucket else None for bucket in duration],
-        "duration_avg": [bucket.total / bucket.count if bucket else None for bucket in duration],
+        "duration_avg": [bucket.total / bucket.times if bucket else None for bucket in duration],
         "duration_max": [bucket.greatest if bucket else None for bucket in duration],
         "iterator_age": [bucket.greatest if bucket else None for bucket in age],
     }

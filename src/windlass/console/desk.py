@@ -68,8 +68,8 @@ class Desk:
 
     def _keep_reading(self) -> None:
         paced = [
-            ("table", self.items.refresh, Pace(700)),
-            ("quarantine", self.rejected.refresh, Pace(700)),
+            ("table", self.items.refresh, Pace(700, times=8)),
+            ("quarantine", self.rejected.refresh, Pace(700, times=1)),
         ]
         while not self._ending.wait(0.1):
             if self._ms() - self._looked_ms > LOOKED_AT_MS:

@@ -21,21 +21,22 @@ from windlass.quarantine import Browsable
 ITEMS_MAX = 300_000
 """Items in memory, the newest; a table may hold more. About 400 bytes each."""
 REJECTED_MAX = 20_000
-OBJECTS_PER_REFRESH_MAX = 2_000
+OBJECTS_PER_REFRESH_MAX = 200
 
 
 class Pace:
-    """When a refresh is due: `least_ms` after the last, or eight times what the last one took."""
+    """When a refresh is due: `least_ms` after the last, or `times` what the last one took, where that is longer."""
 
-    def __init__(self, least_ms: int) -> None:
+    def __init__(self, least_ms: int, times: int) -> None:
         self._least_ms = least_ms
+        self._times = times
         self._due_ms = 0
 
     def is_due(self, now_ms: int) -> bool:
         return now_ms >= self._due_ms
 
     def done(self, began_ms: int, now_ms: int) -> None:
-        self._due_ms = now_ms + max(self._least_ms, 8 * (now_ms - began_ms))
+        self._due_ms = now_ms + max(self._least_ms, self._times * (now_ms - began_ms))
 
 
 # --- items -------------------------------------------------------------------------------------------------------
@@ -208,8 +209,9 @@ class RejectedRecords:
         self.is_whole = True
 
     def refresh(self) -> None:
-        """Read the objects that are new, of many only so many at a time. Raises QuarantineProblem."""
+        """Read the objects that are new; of many only so many at a time, the newest first. Raises QuarantineProblem."""
         new = [name for name in self._quarantine.names() if name not in self._read]
+        new.sort(key=lambda name: name.rpartition("/")[2], reverse=True)  # named after positions
         self.is_whole = len(new) <= OBJECTS_PER_REFRESH_MAX
         for name in new[:OBJECTS_PER_REFRESH_MAX]:
             records = self._quarantine.read_object(name)

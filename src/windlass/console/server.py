@@ -28,6 +28,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.console.desk import RECORD_BYTES_MAX, Desk
+from windlass.console.problem import ConsoleProblem
 from windlass.console.source import Source, SourceProblem
 from windlass.quarantine import QuarantineProblem
 
@@ -48,10 +49,6 @@ _HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-
-
-class ConsoleProblem(Exception):
-    """The console cannot be served. One line: what is wrong, what was found, what to do."""
 
 
 class Console:

@@ -26,6 +26,7 @@ import msgspec
 from windlass.handler import Seams, WindowsHandler
 from windlass.local.mapping_settings import Assumptions, MappingSettings
 from windlass.local.poller import InProcess, PolledStream, Poller, ShardStatus, wall_clock_ms
+from windlass.local.streams import our_shards
 from windlass.local.watch import Watch
 from windlass.local.whole_writes import whole_writes
 from windlass.pipelines import WRITERS, Windows
@@ -88,7 +89,7 @@ def moto_endpoint() -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         # moto's state belongs to the process: an earlier run in it may have left its stream.
         urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # noqa: S310 - our own server
-        with _made_up_credentials(), whole_writes():
+        with _made_up_credentials(), whole_writes(), our_shards():
             yield url
     finally:
         server.stop()

@@ -15,7 +15,7 @@ COARSE_MS, COARSE_BUCKETS = 60_000, 1_440
 class Bucket(NamedTuple):
     """What fell into one stretch of time."""
 
-    count: int
+    times: int
     total: float
     least: float
     greatest: float
@@ -23,7 +23,7 @@ class Bucket(NamedTuple):
     def joined(self, other: "Bucket") -> "Bucket":
         """Both stretches as one."""
         return Bucket(
-            self.count + other.count,
+            self.times + other.times,
             self.total + other.total,
             min(self.least, other.least),
             max(self.greatest, other.greatest),

@@ -58,8 +58,11 @@ class _Current(threading.local):
 class Watch(Kept):
     """Telemetry that keeps the reports, and the last calls around them. One for one mapping."""
 
-    def __init__(self, *, now_ms: Callable[[], int] = wall_clock_ms, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, now_ms: Callable[[], int] = wall_clock_ms, timer: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__()
+        self.began_ms = now_ms()
         self.meter = Meter()
         self.calls: deque[WatchedCall] = deque(maxlen=CALLS_KEPT)
         self.called = 0
@@ -134,9 +137,7 @@ class Watch(Kept):
         if held is not None and len(held) < LINES_MAX:
             held += lines
 
-    def _keep(
-        self, call: Invoke, outcome: Answered | Failed | Throttled, started_ms: int, duration_ms: float
-    ) -> None:
+    def _keep(self, call: Invoke, outcome: Answered | Failed | Throttled, started_ms: int, duration_ms: float) -> None:
         current = self._current
         failed = outcome if isinstance(outcome, Failed) else None
         request_id = getattr(outcome, "request_id", "")

@@ -24,8 +24,8 @@ function ticks(_, splits, __, ___, step) {
 
 export class Chart {
   // lines: [{label, colour, fill, dash, width, points, band}] ; format(value) for axis and legend
-  constructor({ label, height = 150, format, sync, lines = [], empty = "nothing yet", minimum = 1, range = null }) {
-    Object.assign(this, { label, height, format, sync, lines, minimum, range });
+  constructor({ label, height = 150, format, sync, lines = [], empty = "nothing yet", minimum = 1, range = null, span = null }) {
+    Object.assign(this, { label, height, format, sync, lines, minimum, range, span });
     this.data = [[]];
     this.key = h("div", { class: "key" });
     this.stage = h("div", { class: "stage", role: "img", "aria-label": label });
@@ -47,6 +47,13 @@ export class Chart {
       this.plot.setData(data);
     }
     this.legend(this.plot ? this.plot.cursor.idx : null);
+  }
+
+  // From the first to the last, at least a few steps apart, so that one value does not stand alone in years.
+  across(low, high) {
+    if (low === null || low === undefined) return [Date.now() / 1000 - 60, Date.now() / 1000];
+    const least = this.span || 60;
+    return high - low >= least ? [low, high] : [high - least, high];
   }
 
   // The theme or the clock has changed.
@@ -71,12 +78,12 @@ export class Chart {
     };
     this.plot = new window.uPlot({
       width, height: this.height,
-      padding: [8, 8, 0, 0],
+      padding: [8, 10, 0, 0],
       legend: { show: false },
       cursor: { sync: this.sync ? { key: this.sync } : undefined, points: { size: 7 }, drag: { x: false, y: false }, y: false },
-      scales: { x: { time: true }, y: { range: this.range || ((_, low, high) => [Math.min(0, low ?? 0), Math.max(this.minimum, (high ?? 0) * 1.08)]) } },
+      scales: { x: { time: true, range: (_, low, high) => this.across(low, high) }, y: { range: this.range || ((_, low, high) => [Math.min(0, low ?? 0), Math.max(this.minimum, (high ?? 0) * 1.08)]) } },
       axes: [
-        { ...axis, values: ticks, space: 72, size: 26, gap: 4 },
+        { ...axis, values: ticks, space: 58, size: 22, gap: 4 },
         { ...axis, values: (_, splits) => splits.map((value) => this.format(value)), size: 54, space: 36, gap: 6 },
       ],
       series: [{}, ...this.lines.map((line, index) => {

@@ -50,7 +50,7 @@ export function rate(value) {
 
 export function duration(ms) {
   if (ms === null || ms === undefined) return "–";
-  if (ms < 1) return `${ms.toFixed(2)} ms`;
+  if (ms < 1) return ms ? `${ms.toFixed(2)} ms` : "0 ms";
   if (ms < 10) return `${ms.toFixed(1)} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 60000) return `${(ms / 1000).toFixed(ms < 10000 ? 1 : 0)} s`;

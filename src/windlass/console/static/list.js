@@ -83,6 +83,7 @@ export class VirtualList {
   render() {
     this.empty.hidden = this.total > 0;
     this.scroller.setAttribute("aria-rowcount", this.total);
+    if (this.fits) this.scroller.style.height = `${Math.min(this.fits, Math.max(4, this.total)) * this.rowHeight}px`;
     this.space.style.height = `${Math.min(this.total * this.rowHeight, 16000000)}px`;
     const { first, last } = this.sight();
     const rows = [];

@@ -22,15 +22,15 @@ export function monitorView() {
   };
 
   const charts = {
-    records: make("Records", "per second, as the function counted them", [
+    records: make("Records", "per second", [
       { label: "received", colour: "--dim", fill: true }, { label: "clean", colour: "--accent" }, { label: "rejected", colour: "--warn" }, { label: "late", colour: "--c4" }], { format: compact }),
-    calls: make("Invocations", "per step", [{ label: "invocations", colour: "--accent", fill: true }]),
+    calls: make("Invocations", "calls", [{ label: "invocations", colour: "--accent", fill: true }]),
     duration: make("Duration", "per call", [{ label: "max", colour: "--dim", dash: [3, 3] }, { label: "avg", colour: "--accent", width: 2 }, { label: "min", colour: "--c4" }], { format: duration }),
-    errors: make("Errors and success rate", "failed calls per step", [{ label: "errors", colour: "--bad", fill: true }]),
-    success: make("Success rate", "share of calls that did not fail", [{ label: "success", colour: "--accent", fill: true }], { format: percent, range: () => [0, 105] }),
-    age: make("Iterator age", "oldest batch when it reached the function", [{ label: "max", colour: "--accent", fill: true }], { format: duration, minimum: 1000 }),
-    writes: make("Writes", "rows merged into the table, and repeats that the fence skipped", [{ label: "rows", colour: "--accent", fill: true }, { label: "skipped", colour: "--c4" }, { label: "duplicates", colour: "--dim" }]),
-    throttles: make("Throttles and retries", "writes refused, rounds of retrying, calls refused", [{ label: "throttled writes", colour: "--warn" }, { label: "retry rounds", colour: "--c4" }, { label: "throttled calls", colour: "--bad" }]),
+    errors: make("Errors", "failed calls", [{ label: "errors", colour: "--bad", fill: true }]),
+    success: make("Success rate", "calls that did not fail", [{ label: "success", colour: "--accent", fill: true }], { format: percent, range: () => [0, 105] }),
+    age: make("Iterator age", "oldest batch at the function", [{ label: "max", colour: "--accent", fill: true }], { format: duration, minimum: 1000 }),
+    writes: make("Writes", "rows merged; repeats skipped", [{ label: "rows", colour: "--accent", fill: true }, { label: "skipped", colour: "--c4" }, { label: "duplicates", colour: "--dim" }]),
+    throttles: make("Throttles and retries", "refused, and tried again", [{ label: "throttled writes", colour: "--warn" }, { label: "retry rounds", colour: "--c4" }, { label: "throttled calls", colour: "--bad" }]),
     incoming: make("Put into the stream", "records per second", [{ label: "put", colour: "--accent", fill: true }]),
   };
 

@@ -72,7 +72,7 @@ export function windowsView(app) {
   }
 
   // --- the chart -----------------------------------------------------------------------------------------------
-  const chart = new Chart({ label: "Totals per window", height: 210, format: compact, empty: "No window has settled yet." });
+  const chart = new Chart({ label: "Totals per window", height: 210, format: compact, empty: "No window has settled yet.", span: (pipeline.every_ms * 6) / 1000 });
   const chartNote = h("span", {});
 
   async function readChart() {
@@ -119,6 +119,7 @@ export function windowsView(app) {
   });
   list.element.style.setProperty("--columns", `minmax(5rem, 1.2fr) minmax(13.5rem, 1.6fr) ${pipeline.totals.map(() => "minmax(5rem, 1fr)").join(" ")} minmax(5rem, .9fr)`);
   list.element.classList.add("items");
+  list.fits = 14;
 
   // New rows light up once.
   function fresh(answer) {
