@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -17,7 +18,7 @@ from windlass import Count, Length, Max, Mean, Min, Range, Record, Records, Sum,
 from windlass.apps import load_app
 from windlass.commands import simulate as command
 from windlass.core.schema import Fault
-from windlass.sim.checker import Broken
+from windlass.sim.checker import INVARIANTS, Broken
 from windlass.sim.faults import FAULTS, UnknownFault, chosen
 from windlass.sim.proof import assert_exact
 from windlass.sim.records import NoCleanRecord, pool_of, reading_of
@@ -245,3 +246,9 @@ TestTrouble.settings = profile(max_examples=25, stateful_step_count=12, deadline
 
 def test_a_violation_ends_a_run_even_inside_the_handler():
     assert not issubclass(Broken, Exception)
+
+
+def test_the_page_names_every_fault_and_invariant():
+    page = (Path(__file__).parent.parent / "docs" / "simulator.md").read_text()
+    names = [fault.name for fault in FAULTS] + list(INVARIANTS)
+    assert [name for name in names if f"| `{name}` |" not in page] == []
