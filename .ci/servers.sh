@@ -1,6 +1,7 @@
 #!/bin/sh
-# Brings the DynamoDB servers that the contract suite of the table runs against into .servers/:
-# dynalite (npm, needs Node) and AWS's own DynamoDB Local (Maven, needs a JDK). Idempotent; does nothing twice.
+# Brings the servers that the contract suites run against into .servers/: for DynamoDB dynalite (npm) and AWS's own
+# DynamoDB Local (Maven, needs a JDK); for Kinesis kinesalite and kinesis-mock (npm). npm needs Node.
+# Idempotent; does nothing twice.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 from="$root/.ci/servers"
@@ -8,18 +9,26 @@ to="$root/.servers"
 mkdir -p "$to"
 
 done_with() { # name, the files that decide: true when .servers/<name> was made from exactly these
-    mark=$(cat "$2" "$3" "$0" | cksum)
+    mark=$(cat "$2" "$3" | cksum)
     [ -f "$to/$1/.made-from" ] && [ "$(cat "$to/$1/.made-from")" = "$mark" ]
 }
 
-if ! command -v npm >/dev/null; then
-    echo "servers: no npm, so no dynalite (install Node.js 20 or newer)" >&2
+npm_server() { # name: .ci/servers/<name>.json says what it needs, <name>.js starts it
+    done_with "$1" "$from/$1.json" "$from/$1.js" && return
+    rm -rf "$to/$1" && mkdir -p "$to/$1"
+    cp "$from/$1.js" "$to/$1/"
+    cp "$from/$1.json" "$to/$1/package.json"
+    npm install --prefix "$to/$1" --no-audit --no-fund --no-package-lock --ignore-scripts --silent
+    echo "$mark" >"$to/$1/.made-from"
+}
+
+if command -v npm >/dev/null; then
+    npm_server dynalite
+    npm_server kinesalite
+    npm_server kinesis-mock
+else
+    echo "servers: no npm, so no dynalite, kinesalite and kinesis-mock (install Node.js 20 or newer)" >&2
     missing=1
-elif ! done_with dynalite "$from/package.json" "$from/dynalite.js"; then
-    rm -rf "$to/dynalite" && mkdir -p "$to/dynalite"
-    cp "$from/package.json" "$from/dynalite.js" "$to/dynalite/"
-    npm install --prefix "$to/dynalite" --no-audit --no-fund --no-package-lock --ignore-scripts --silent
-    echo "$mark" >"$to/dynalite/.made-from"
 fi
 
 if ! command -v mvn >/dev/null || ! command -v javac >/dev/null; then

@@ -1,10 +1,16 @@
-"""Every form of the table that the contract suite runs on, and the processes behind them.
+"""The servers that the contract suites run on: every form of the table, and the Kinesis endpoints.
 
     form            what it is                                          how to get it
     memory          windlass.sim.table, the oracle                      always there
     moto            moto in this process                                always there
     dynalite        an independent server (Node), a real process        .ci/servers.sh
     dynamodb-local  AWS's own server (Java), a real process             .ci/servers.sh
+    aws             a real account                                      AWS credentials and WINDLASS_REMOTE=1
+
+    Kinesis         what it is                                          how to get it
+    moto            moto's server, on a thread of this process          always there
+    kinesalite      an independent server (Node), a real process        .ci/servers.sh
+    kinesis-mock    an independent server (Node), a real process        .ci/servers.sh
     aws             a real account                                      AWS credentials and WINDLASS_REMOTE=1
 
 A form that is not here is skipped with a word on how to get it; under CI=true the servers must be here.
@@ -21,7 +27,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from moto import mock_aws
 
 from windlass.sim.table import MemoryTable
@@ -43,7 +51,10 @@ _COMMANDS = {
         "lib/*:.",
         "Loopback",
     ),
+    "kinesalite": ("node", "kinesalite.js"),
+    "kinesis-mock": ("node", "kinesis-mock.js"),
 }
+KINESIS = ("moto", "kinesalite", "kinesis-mock", *(["aws"] if REMOTE else []))
 
 
 class Server:
@@ -247,18 +258,66 @@ def _start(name: str) -> Form:
         return Moto()
     if name == "aws":
         return Dynamo(name, None)
+    _need(name)
+    return Independent(name)
+
+
+def _need(name: str) -> None:
+    """Skips where the server is not installed; under CI=true that is a failure."""
     if not (SERVERS / name / ".made-from").exists():
-        word = f"no {name}: run .ci/servers.sh (npm for dynalite; Maven and a JDK for DynamoDB Local)"
+        word = f"no {name}: run .ci/servers.sh (Maven and a JDK for DynamoDB Local, npm for the others)"
         if os.environ.get("CI") == "true":
             pytest.fail(word)
         pytest.skip(word)
-    return Independent(name)
+
+
+class Kinesis:
+    """A Kinesis endpoint and a boto3 client of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._server: Any = None
+        endpoint = None
+        if name == "moto":
+            from moto.server import ThreadedMotoServer
+
+            self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+            self._server.start()
+            endpoint = "http://127.0.0.1:{1}".format(*self._server.get_host_and_port())
+        elif name != "aws":
+            _need(name)
+            self._server = Server(name)
+            endpoint = self._server.endpoint
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in ({} if name == "aws" else _NO_ACCOUNT).items():
+                patch.setenv(variable, value)
+            self.client = boto3.client("kinesis", endpoint_url=endpoint, config=_MANY_SHARDS)
+
+    def end(self) -> None:
+        self.client.close()
+        if isinstance(self._server, Server):
+            self._server.end()
+        elif self._server is not None:
+            self._server.stop()
+
+
+_MANY_SHARDS = Config(max_pool_connections=32)
+_kinesis: dict[str, Kinesis] = {}
+
+
+def kinesis(name: str) -> Kinesis:
+    """The Kinesis endpoint of that name, started on first use; skips the test where there is none."""
+    if name not in _kinesis:
+        _kinesis[name] = Kinesis(name)
+    return _kinesis[name]
 
 
 def end_all() -> None:
     """End what was started here."""
     while _forms:
         _forms.popitem()[1].end()
+    while _kinesis:
+        _kinesis.popitem()[1].end()
 
 
 _keys = itertools.count(1)
