@@ -81,8 +81,8 @@ def test_every_figure_is_finite_and_positive(load):
     json.dumps(to_dict(load, found, PRICES))
 
 
-@given(LOADS, st.sampled_from(["records_s", "keys", "record_bytes"]))
-def test_more_load_never_costs_less(load, name):
+@given(LOADS, st.sampled_from(["records_s", "record_bytes"]))
+def test_more_and_larger_records_never_cost_less(load, name):
     import msgspec
 
     load = msgspec.structs.replace(load, shards=load.shards or 4)

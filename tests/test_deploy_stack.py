@@ -18,6 +18,7 @@ REQUEST = Request(
     package=Package(b"zip", "ab" * 32, "app.handler", Target(), [], []),
     settings=Settings(),
     keys=TableKeys.history("vendorId", "N"),
+    change_set="one",
 )
 CODE = f"windlass-code-123456789012-us-east-1/taxi/{'ab' * 32}.zip"
 
@@ -296,6 +297,20 @@ def test_ctrl_c_before_anything_is_executed_leaves_nothing():
         deploy(aws, sleep=interrupted_at(2))
     assert aws.asked == ["create_change_set CREATE", "delete_change_set", "delete_stack"]
     assert aws.objects == set()
+
+
+def test_the_status_of_before_is_not_taken_for_the_end():
+    told = Told()
+    begun = [("taxi", "UPDATE_IN_PROGRESS", ""), ("taxi", "UPDATE_COMPLETE", "")]
+    aws = Aws(["CREATE_COMPLETE", "CREATE_COMPLETE", "CREATE_COMPLETE", "UPDATE_COMPLETE"], [])
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        aws.events = begun if len(looks) == 2 else aws.events
+
+    assert deploy(aws, told, sleep).action == "updated"
+    assert [event.status for event in told.events] == ["UPDATE_IN_PROGRESS", "UPDATE_COMPLETE"]
 
 
 # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,13 +168,14 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
             settings = settings.at(target)
             _out(f"for this machine: Python {target.python}, {target.arch}", out)
         made = package(app, target)
-        _out(f"{len(made.archive) / 1e6:.1f} MB of code, sha256 {made.sha256[:12]}", out)
+        _out(f"{len(made.archive) / 1e6:.1f} MB of code, sha256 {made.sha256[:12]}, to {stack.region}", out)
         request = Request(
             stack=common.stack,
             body=render(app, settings, "cloudformation"),
             package=made,
             settings=settings,
             keys=app.pipeline.table_keys,
+            change_set=uuid.uuid4().hex,
             code_bucket=code_bucket,
             replace=replace,
         )

@@ -29,6 +29,7 @@ Clients = Callable[[str], Any]
 TEMPLATE_BYTES_MAX = 51_200  # of TemplateBody: "AWS CloudFormation quotas"
 POLL_S = 2.0
 _FIRST_POLL_S = 0.1
+_LOOKS_UNTIL_BEGUN = 6  # which is about two seconds
 _HOLDS_DATA = ("AWS::Kinesis::Stream", "AWS::DynamoDB::Table", "AWS::S3::Bucket")
 
 _NEXT: Mapping[str, str] = {
@@ -54,6 +55,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     package: Package
     settings: Settings
     keys: TableKeys
+    change_set: str
+    """A name of its own, letters and digits."""
     code_bucket: str | None = None
     replace: bool = False
     """Take changes that replace or remove a stream, table or bucket."""
@@ -239,7 +242,7 @@ class Stack:
         try:
             made: Mapping[str, Any] = self._cloud.create_change_set(
                 StackName=self.name,
-                ChangeSetName=f"windlass-{request.package.sha256[:12]}",
+                ChangeSetName=f"windlass-{request.change_set}",
                 ChangeSetType=action,
                 TemplateBody=request.body,
                 Parameters=[
@@ -320,14 +323,17 @@ class Stack:
     def _wait(self, stack_id: str, seen: set[str], watcher: Watcher) -> tuple[str, list[Event]]:
         """Until it rests: its status (empty: gone) and what failed on the way, first things first."""
         causes: list[Event] = []
-        for _ in self._polls():
+        known = len(seen)
+        for look, _ in enumerate(self._polls()):
             status = str(self.describe(stack_id).get("StackStatus", ""))
             for event in self._events(stack_id):
                 if event.id not in seen:
                     seen.add(event.id)
                     watcher.event(event)
                     causes += [event] if event.failed else []
-            if not status.endswith("_IN_PROGRESS"):
+            # Right after it is asked, CloudFormation may still tell the status of before: an event shows the change.
+            begun = len(seen) > known or look >= _LOOKS_UNTIL_BEGUN or not status
+            if begun and not status.endswith("_IN_PROGRESS"):
                 return status, causes
         raise AssertionError
 
