@@ -347,7 +347,7 @@ def test_sam_validates_every_template(written):
         "AWS_DEFAULT_REGION": "us-east-1",
         "SAM_CLI_APPVERSION_CHECK": "0",
     }
-    for name in ("taxi", "records", "existing"):
+    for name in ("taxi", "records"):
         command = [sam, "validate", "--lint", "--template", str(written / f"{name}.sam.yaml")]
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=written, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
