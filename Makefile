@@ -18,8 +18,8 @@ setup: $(VENV)/.ready ## make .venv with everything in it
 demo: setup ## the main job on this machine: stream, producer, windows, table, verified
 	$(BIN)/windlass demo
 
-test: setup ## all tests that this machine has the tools for
-	$(BIN)/pytest
+test: setup ## the tests that this machine has the tools for; ALL=1 with the heavy ones
+	$(if $(ALL),WINDLASS_ALL=1) $(BIN)/pytest
 
 simulate: setup ## 10,000 worlds of faults against the taxi pipeline: none may be inexact
 	$(BIN)/windlass simulate examples/taxi/app.py:trips --runs 10000 --records 60 --shards 2 --keys 4 --faults all

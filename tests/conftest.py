@@ -1,7 +1,22 @@
 """What every test runs under."""
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadline and no complaint about slow drawing: a busy machine must not fail a law.
 settings.register_profile("windlass", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("windlass")
+
+RUN_HEAVY = bool(os.environ.get("CI") or os.environ.get("WINDLASS_ALL"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`heavy` tests take seconds each: CI runs them, and anyone with `make test ALL=1`."""
+    if RUN_HEAVY:
+        return
+    skip = pytest.mark.skip(reason="heavy: runs in CI, and here with `make test ALL=1`")
+    for item in items:
+        if "heavy" in item.keywords:
+            item.add_marker(skip)
