@@ -123,6 +123,8 @@ class _Runner:
         self.machine: ShardMapping
         self.handler: Any
         self.state_bytes_max = 0
+        self.state_bytes_allowed = 0
+        """The limit, or the one before it while a state of that time is open."""
         self.wake_ms = -1
         self.busy = 0
         self.done = False
@@ -330,7 +332,7 @@ class World:
             batch_size=chance.pick("batches", sizes),
             batching_window_ms=chance.pick("batches", (0, 0, 1000, 10_000)),
             bisect=self._may_bisect and chance.happens("batches", 0.6),
-            poll_ms=chance.pick("batches", (1000, 1000, 5000)),
+            poll_ms=max(chance.pick("batches", (1000, 1000, 5000)), self.every_ms // 60),
             fetch_records_max=chance.pick("batches", (10, 100, 10_000) if self.options.records < 5000 else (10_000,)),
         )
 
@@ -415,6 +417,7 @@ class World:
         window = runner.machine.window
         if runner.guarded is not None and (window is None or window > runner.guarded):
             runner.guarded = None
+            runner.state_bytes_allowed = runner.state_bytes_max
 
     def _crash(self, runner: _Runner, why: str) -> None:
         runner.settings = self._drawn_settings()
@@ -557,7 +560,7 @@ class World:
             return Failed("Sandbox.Timedout", "timed out")
         if self.windows:
             state = answer["state"]
-            self.checker.answered(msgspec.json.encode(state), len(state.get("rows", ())), runner.state_bytes_max)
+            self.checker.answered(msgspec.json.encode(state), len(state.get("rows", ())), runner.state_bytes_allowed)
         return answer
 
     def _planned(self, invoke: Invoke) -> Invocation:
@@ -621,6 +624,7 @@ class World:
             pipeline = copy.copy(pipeline)
             pipeline.plan = msgspec.structs.replace(pipeline.plan, folder=folder)
         runner.state_bytes_max = state_bytes_max
+        runner.state_bytes_allowed = max(runner.state_bytes_allowed, state_bytes_max)
         runner.handler = pipeline.handler_on(self._seams)
 
     def _seams(self) -> Seams:
