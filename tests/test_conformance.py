@@ -37,21 +37,15 @@ from windlass.telemetry import Kept
 from windlass.verify import verify
 
 QUIRKS = {
-    (
-        "moto",
-        "resharding",
-    ): "a split puts the parent's records again, into the children under new sequence numbers, and a "
-    "merge copies them: what a mapping had read before is in the stream twice (moto.kinesis.models, split_shard and "
-    "merge_shards)",
-    ("kinesalite", "stream_arn"): "it is of 2020 and knows streams by name only; AWS has taken StreamARN since 2022",
-    (
-        "kinesis-mock",
-        "hash_gap",
-    ): "of two shards, as of the halves of a split, the first ends one hash key early; which "
-    "of the two a record with that very hash key gets is left open, and none is put here",
+    "moto": {
+        "resharding": "a split puts the parent's records again, under new sequence numbers, into the children; a merge "
+        "copies them. So a mapping finds twice what it had read before (moto.kinesis.models)",
+    },
+    "kinesalite": {
+        "stream_arn": "it is of 2020 and knows streams by name only; AWS has taken StreamARN since 2022",
+    },
 }
-"""(server, what it is about): what it does. A test that needs it otherwise is skipped there with these words, or
-gets it in another way."""
+"""What a server does in another way than AWS. A test that needs it is skipped with these words, or goes around it."""
 
 FUNCTION_ARN = "arn:aws:lambda:us-east-1:000000000000:function:conformance"
 HASH_KEYS = 2**128
@@ -131,8 +125,11 @@ class Trial:
 
     def needs(self, what: str) -> None:
         """Skip the test where the server is known to do it otherwise."""
-        if quirk := QUIRKS.get((self.server.name, what)):
-            pytest.skip(f"{self.server.name}: {quirk}")
+        if self.has_quirk(what):
+            pytest.skip(f"{self.server.name}: {QUIRKS[self.server.name][what]}")
+
+    def has_quirk(self, what: str) -> bool:
+        return what in QUIRKS.get(self.server.name, {})
 
     def create(self, shards: int = 1) -> "Trial":
         self.client.create_stream(StreamName=self.name, ShardCount=shards)
@@ -636,7 +633,7 @@ def test_kpl_aggregates_over_a_reshard_make_exact_totals(trial):
 
 def _by_arn(trial: Trial) -> Any:
     """A client that takes StreamARN, as AWS does."""
-    if (trial.server.name, "stream_arn") not in QUIRKS:
+    if not trial.has_quirk("stream_arn"):
         return trial.client
     return SimpleNamespace(list_shards=lambda **request: trial.client.list_shards(StreamName=trial.name))
 

@@ -1221,6 +1221,19 @@ def test_a_settled_shard_has_read_past_the_moment_and_closed_its_window():
     assert not rig.machine.is_settled(T0 + 10_001)
 
 
+def test_a_settled_shard_stays_so_while_it_is_read_again():
+    machine = ShardMapping(settings(), SHARD, jitter=lambda: 0.0)
+    assert isinstance(machine.next(T0), Fetch)
+    assert not machine.is_settled(T0)
+    machine.tell(Fetched([]), T0)
+    assert machine.is_settled(T0)
+    assert isinstance(machine.next(T0 + 1000), Fetch)
+    assert machine.is_settled(T0)
+    assert not machine.is_settled(T0 + 1000)
+    machine.tell(Fetched([record(1)]), T0 + 1000)
+    assert not machine.is_settled(T0)
+
+
 # --- ParallelizationFactor -------------------------------------------------------------------------------------
 
 

@@ -1079,8 +1079,11 @@ class ShardMapping:
         return Checkpoint(self.shard_id, position, windows=windows)
 
     def is_settled(self, since_ms: int) -> bool:
-        """Whether everything that was in the shard at `since_ms` is processed, and no window is open."""
-        return self._is_idle() and not self._moved and (self._ended or self._tip_ms >= since_ms)
+        """Whether everything that was in the shard at `since_ms` is processed, and no window is open.
+
+        A read under way does not matter: what it brings came later.
+        """
+        return (self._ended or self._tip_ms >= since_ms) and not self._moved and self._has_no_work()
 
     @property
     def window(self) -> Window | None:
@@ -1181,16 +1184,17 @@ class ShardMapping:
         return Fetch(self.shard_id, self._position, self.settings.fetch_records_max)
 
     def _fetched(self, outcome: Fetched, now_ms: int) -> None:
-        self._fetching = False
         self._fetch_failures = 0
         self.counters.behind_latest_ms = outcome.behind_latest_ms
         more = outcome.behind_latest_ms > 0 or len(outcome.records) >= self.settings.fetch_records_max
-        self._ended = outcome.ended
-        self._children = outcome.children
-        self._tip_ms = -1 if more else self._begun_ms
         self._fetch_ms = self._begun_ms + (self.settings.poll_ms_min if more else self.settings.poll_ms)
         if outcome.records:
             self._read(outcome.records, now_ms)
+        # After the records are taken in: another thread may ask is_settled() meanwhile.
+        self._children = outcome.children
+        self._ended = outcome.ended
+        self._tip_ms = -1 if more else self._begun_ms
+        self._fetching = False
 
     def _read(self, records: list[StreamRecord], now_ms: int) -> None:
         kept = records
@@ -1224,7 +1228,10 @@ class ShardMapping:
     # -- the end of things ------------------------------------------------------------------------------------
 
     def _is_idle(self) -> bool:
-        return not (self._fetching or self._deliveries) and all(lane.is_idle() for lane in self._lanes)
+        return not self._fetching and self._has_no_work()
+
+    def _has_no_work(self) -> bool:
+        return not self._deliveries and all(lane.is_idle() for lane in self._lanes)
 
     def _has_moved(self) -> bool:
         moved = self._moved or any(lane.moved for lane in self._lanes)
