@@ -13,7 +13,7 @@ SUB_MAX = 10**SUB_DIGITS - 1
 
 def position(sequence: str, sub: int = 0) -> str:
     """The position of user record `sub` (0-based) of the Kinesis record `sequence` (decimal digits)."""
-    if len(sequence) > SEQUENCE_DIGITS or not (sequence.isascii() and sequence.isdigit()):
+    if not (sequence.isascii() and sequence.isdigit() and len(sequence) <= SEQUENCE_DIGITS):
         msg = f"a sequence number is 1 to {SEQUENCE_DIGITS} decimal digits; found {sequence!r}"
         raise ValueError(msg)
     assert 0 <= sub <= SUB_MAX, sub
