@@ -46,6 +46,7 @@ from windlass.local.poller import (
     PolledStream,
     Poller,
     Shard,
+    SubscribedStream,
     wall_clock_ms,
 )
 
@@ -473,6 +474,85 @@ def test_a_listing_follows_its_pages_and_knows_parents_and_closed_shards():
     # This endpoint gives iterators for ever; a closed shard is read when there is no more.
     assert not stream.fetch(Fetch("a", TRIM_HORIZON, 10)).ended
     assert stream.fetch(Fetch("a", Position("AFTER_SEQUENCE_NUMBER", "7"), 10)).ended
+
+
+CONSUMER = STREAM + "/consumer/c:1700000000"
+
+
+def pushed(*numbers: int, then: str | None = "0", behind_ms: int = 0, **more: Any) -> dict[str, Any]:
+    listed = [{**RECORD, "SequenceNumber": str(number)} for number in numbers]
+    event = {"Records": listed, "MillisBehindLatest": behind_ms, "ContinuationSequenceNumber": then, **more}
+    return {"SubscribeToShardEvent": event}
+
+
+def read_all(stream: SubscribedStream, position: Position = TRIM_HORIZON) -> list[Fetched]:
+    """Reads until the shard ends."""
+    reads: list[Fetched] = []
+    while not (reads and reads[-1].ended):
+        reads.append(stream.fetch(Fetch("a", position, 10_000)))
+        if reads[-1].records:
+            position = Position("AFTER_SEQUENCE_NUMBER", reads[-1].records[-1].sequence)
+        assert len(reads) < 1000
+    return reads
+
+
+def test_a_subscription_is_taken_up_again_until_the_shard_ends():
+    children = [{"ShardId": "b"}]
+    endpoint = Endpoint(
+        subscribe_to_shard=[
+            {"EventStream": [pushed(1, 2, then="2"), pushed(then="5")]},
+            {"EventStream": [pushed(7, then=None, ChildShards=children)]},
+        ]
+    )
+    reads = read_all(SubscribedStream(endpoint, CONSUMER, wait_ms=1000), Position("AT_SEQUENCE_NUMBER", "1"))
+    assert [each.sequence for read in reads for each in read.records] == ["1", "2", "7"]
+    assert (reads[-1].ended, reads[-1].children) == (True, ("b",))
+    asked = {"ConsumerARN": CONSUMER, "ShardId": "a"}
+    assert [request for _, request in endpoint.requests] == [
+        {**asked, "StartingPosition": {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": "1"}},
+        {**asked, "StartingPosition": {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": "5"}},
+    ]
+
+
+def test_a_subscription_that_breaks_is_told_once_and_begun_again_behind_what_was_read():
+    def breaks() -> Iterator[dict[str, Any]]:
+        yield pushed(1, then="1")
+        raise RuntimeError("connection reset")
+
+    endpoint = Endpoint(subscribe_to_shard=[{"EventStream": breaks()}, {"EventStream": [pushed(2, then=None)]}])
+    stream = SubscribedStream(endpoint, CONSUMER, wait_ms=1000)
+    first = stream.fetch(Fetch("a", TRIM_HORIZON, 1))
+    after_first = Position("AFTER_SEQUENCE_NUMBER", "1")
+    with pytest.raises(RuntimeError, match="connection reset"):
+        stream.fetch(Fetch("a", after_first, 1))
+    second = stream.fetch(Fetch("a", after_first, 1))
+    assert [each.sequence for each in (*first.records, *second.records)] == ["1", "2"]
+
+
+def test_before_the_first_push_a_shard_is_not_known_to_be_read():
+    open_ = threading.Event()
+
+    def late() -> Iterator[dict[str, Any]]:
+        open_.wait(WAIT_S)
+        yield pushed(then=None)
+
+    stream = SubscribedStream(Endpoint(subscribe_to_shard=[{"EventStream": late()}]), CONSUMER, wait_ms=1)
+    assert stream.fetch(Fetch("a", LATEST, 10)).behind_latest_ms > 0
+    open_.set()
+    assert read_all(stream, LATEST)[-1].behind_latest_ms == 0
+
+
+def test_a_mapping_runs_on_a_consumer(started):
+    listing = {"Shards": [{"ShardId": "a", "SequenceNumberRange": {"StartingSequenceNumber": "0"}}]}
+    endpoint = Endpoint(
+        list_shards=[listing] * 10_000,
+        subscribe_to_shard=[{"EventStream": [pushed(1, 2), pushed(3, then=None)]}],
+    )
+    function = Function()
+    poller = started(SubscribedStream(endpoint, CONSUMER), function, settings(event_source_arn=CONSUMER))
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers() == [1, 2, 3]
+    assert function.events[0]["Records"][0]["eventSourceARN"] == CONSUMER
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -58,6 +59,7 @@ from windlass.local.mapping_settings import (
     PROCESSED,
     TRIM_HORIZON,
     MappingSettings,
+    Position,
     State,
     after,
 )
@@ -121,7 +123,7 @@ class PolledStream:
         if following is not None:
             position = fetch.position
             if records:
-                position = type(position)("AFTER_SEQUENCE_NUMBER", records[-1].sequence)
+                position = Position("AFTER_SEQUENCE_NUMBER", records[-1].sequence)
             self._iterators[fetch.shard_id] = (position, following)
         return Fetched(
             records,
@@ -138,13 +140,121 @@ class PolledStream:
             "StreamName": self._name,
             "ShardId": fetch.shard_id,
             "ShardIteratorType": fetch.position.kind,
+            **_place(fetch.position, "StartingSequenceNumber"),
         }
-        if fetch.position.sequence:
-            request["StartingSequenceNumber"] = fetch.position.sequence
-        if fetch.position.kind == "AT_TIMESTAMP":
-            request["Timestamp"] = datetime.fromtimestamp(fetch.position.at_ms / 1000, UTC)
         got: str = self._client.get_shard_iterator(**request)["ShardIterator"]
         return got
+
+
+class SubscribedStream:
+    """A stream read through an enhanced fan-out consumer: Kinesis pushes, and a thread per shard takes it in.
+
+    A read takes what has been pushed, or waits `wait_ms` for it. A subscription ends by itself after five minutes
+    and is taken up again where it stopped; one that breaks raises, and the next read begins a new one. Give the
+    mapping's settings a small `poll_ms`: a read that waits here costs nothing. Whoever made it closes it.
+
+    Source: Kinesis API Reference, "SubscribeToShard" and "SubscribeToShardEvent".
+    """
+
+    def __init__(self, client: Any, consumer_arn: str, *, wait_ms: int = 200) -> None:
+        self._client = client
+        self._consumer_arn = consumer_arn
+        self._wait_s = wait_ms / 1000
+        self._subscriptions: dict[str, _Subscription] = {}
+
+    def shards(self) -> list[Shard]:
+        name = self._consumer_arn.partition("/")[2].partition("/")[0]
+        return list_shards(self._client, name, lambda _: None)
+
+    def fetch(self, fetch: Fetch) -> Fetched:
+        subscription = self._subscriptions.get(fetch.shard_id)
+        if subscription is None or subscription.position != fetch.position:
+            if subscription is not None:
+                subscription.close()
+            subscription = _Subscription(self._client, self._consumer_arn, fetch)
+            self._subscriptions[fetch.shard_id] = subscription
+        try:
+            return subscription.take(fetch.limit, self._wait_s)
+        except Exception:
+            del self._subscriptions[fetch.shard_id]
+            raise
+
+    def close(self) -> None:
+        """Take in nothing more. The connections are given up with the next push."""
+        for subscription in self._subscriptions.values():
+            subscription.close()
+
+
+class _Subscription:
+    """What one shard pushes, in order. `position` is where its next record is expected."""
+
+    def __init__(self, client: Any, consumer_arn: str, fetch: Fetch) -> None:
+        self.position = fetch.position
+        self._behind_ms = 1  # not known to be at the end before the first push says so
+        self._client = client
+        self._request = {"ConsumerARN": consumer_arn, "ShardId": fetch.shard_id}
+        self._pushed: queue.Queue[dict[str, Any] | Exception] = queue.Queue(maxsize=16)
+        self._closed = threading.Event()
+        threading.Thread(target=self._pump, name=f"pushed-{fetch.shard_id}", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def take(self, limit: int, wait_s: float) -> Fetched:
+        """What was pushed since, up to about `limit` records. Raises what broke the subscription."""
+        records: list[StreamRecord] = []
+        ended, children = False, ()
+        while len(records) < limit and not ended:
+            try:
+                pushed = self._pushed.get(timeout=0 if records else wait_s)
+            except queue.Empty:
+                break
+            if isinstance(pushed, Exception):
+                if not records:
+                    raise pushed
+                break  # the next read begins a new subscription
+            records += [_stream_record(record) for record in pushed["Records"]]
+            self._behind_ms = pushed.get("MillisBehindLatest", 0)
+            ended = pushed.get("ContinuationSequenceNumber") is None
+            children = tuple(child["ShardId"] for child in pushed.get("ChildShards") or ())
+        if records:
+            self.position = Position("AFTER_SEQUENCE_NUMBER", records[-1].sequence)
+        return Fetched(records, behind_latest_ms=self._behind_ms, ended=ended, children=children)
+
+    def _pump(self) -> None:
+        position: Position | None = self.position
+        try:
+            while position is not None and not self._closed.is_set():
+                position = self._pump_once(position)
+        except Exception as error:  # noqa: BLE001  (it is raised where the shard is read)
+            self._put(error)
+
+    def _pump_once(self, position: Position) -> Position | None:
+        """One subscription, five minutes at most. Returns where the next begins; None: the shard has ended."""
+        starting = {"Type": position.kind, **_place(position, "SequenceNumber")}
+        answer = self._client.subscribe_to_shard(**self._request, StartingPosition=starting)
+        for each in answer["EventStream"]:
+            pushed = each["SubscribeToShardEvent"]
+            self._put(pushed)
+            continuation = pushed.get("ContinuationSequenceNumber")
+            if continuation is None or self._closed.is_set():
+                return None
+            position = Position("AFTER_SEQUENCE_NUMBER", continuation)
+        return position
+
+    def _put(self, pushed: dict[str, Any] | Exception) -> None:
+        """Wait for room, as long as anybody reads."""
+        while not self._closed.is_set():
+            with suppress(queue.Full):
+                self._pushed.put(pushed, timeout=0.2)
+                return
+
+
+def _place(position: Position, sequence: str) -> dict[str, Any]:
+    """The members of a request that say where; `sequence` is what it calls the sequence number."""
+    if position.kind == "AT_TIMESTAMP":
+        return {"Timestamp": datetime.fromtimestamp(position.at_ms / 1000, UTC)}
+    return {sequence: position.sequence} if position.sequence else {}
 
 
 def list_shards(client: Any, name: str, note: Callable[[list[Shard]], None]) -> list[Shard]:
