@@ -30,6 +30,9 @@ check: setup ## style, types, arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+screenshots: setup ## the console's views in both themes into build/screenshots, and the README's picture
+	$(BIN)/python -m tests.screenshots
+
 bench: setup ## the figures, side by side, as ratios
 	$(BIN)/python -m bench
 

@@ -276,6 +276,7 @@ class Pages:
         return StreamingResponse(self._ticks(), media_type="text/event-stream")
 
     async def _ticks(self) -> AsyncIterator[bytes]:
+        yield b"retry: 1000\n\n"
         while not self._closing.is_set():
             self.desk.looked()
             tick = await anyio.to_thread.run_sync(self.desk.tick)

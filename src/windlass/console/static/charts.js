@@ -78,7 +78,7 @@ export class Chart {
     };
     this.plot = new window.uPlot({
       width, height: this.height,
-      padding: [8, 10, 0, 0],
+      padding: [8, 26, 0, 0],
       legend: { show: false },
       cursor: { sync: this.sync ? { key: this.sync } : undefined, points: { size: 7 }, drag: { x: false, y: false }, y: false },
       scales: { x: { time: true, range: (_, low, high) => this.across(low, high) }, y: { range: this.range || ((_, low, high) => [Math.min(0, low ?? 0), Math.max(this.minimum, (high ?? 0) * 1.08)]) } },

@@ -34,7 +34,7 @@ export function logsView() {
   function outcome(call) {
     const { flushed_rows, rejected } = call.figures;
     const refused = rejected ? Object.values(rejected).reduce((all, each) => all + each, 0) : 0;
-    return [flushed_rows ? `${flushed_rows} rows written` : "", refused ? `${refused} rejected` : ""].filter(Boolean).join(", ") || "ok";
+    return [flushed_rows ? `${flushed_rows} ${flushed_rows === 1 ? "row" : "rows"} written` : "", refused ? `${refused} rejected` : ""].filter(Boolean).join(", ") || "ok";
   }
 
   function show(call) {

@@ -1,0 +1,302 @@
+"""The console's page in a real browser: what a person sees, does and cannot be harmed by."""
+
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import browser as browsers
+from tests.browser import VIEWS, Watched, shoot
+from tests.console_sources import MadeUp, item, refused
+from windlass.console.demo_source import DemoSource
+from windlass.console.server import Console
+from windlass.local.demo import STREAM, Demo, Options, moto_endpoint
+from windlass.local.taxi import trips
+
+SCREENSHOTS = Path(__file__).parent.parent / "build" / "screenshots"
+SCRIPT = "<script>window.harmed=1</script><img src=x onerror=window.harmed=1>"
+PHONE = {"width": 390, "height": 780}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browsers.chromium(browsers.needed()) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium):
+    """A page that must not complain, nor talk to anyone but its own server."""
+    opened = chromium.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
+    opened.set_default_timeout(12_000)
+    watched = Watched(opened)
+    yield opened
+    opened.close()
+    assert watched.complaints == []
+    assert len(watched.hosts) == 1
+    assert next(iter(watched.hosts)).startswith("127.0.0.1:")
+
+
+class Breakable(Demo):
+    """A demo whose function fails as long as `broken` says so."""
+
+    broken = ""
+
+    def _handler(self):
+        works = super()._handler()
+
+        def handler(event, context):
+            if self.broken:
+                raise RuntimeError(self.broken)
+            return works(event, context)
+
+        return handler
+
+
+@pytest.fixture(scope="module")
+def running():
+    """A demo with its console; nothing is in the stream yet."""
+    with moto_endpoint() as endpoint_url:
+        demo = Breakable(trips, Options(every_s=2, for_s=3.0, shards=2, rate=150, unclean=0.1), endpoint_url)
+        demo.start()
+        with Console(DemoSource(demo)) as console:
+            yield demo, console
+        demo.stop()
+
+
+@contextmanager
+def shown(source, page):
+    """The console about a source, for as long as the page looks at it."""
+    with Console(source) as console:
+        yield console
+        page.goto("about:blank")
+
+
+def put(demo, data: bytes, key: str = "test") -> None:
+    demo.clients["kinesis"].put_record(StreamName=STREAM, PartitionKey=key, Data=data)
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_seen_from_its_first_record_to_its_settled_windows(running, page):
+    demo, console = running
+    page.goto(f"{console.url}#windows")
+    page.wait_for_selector(".open-row[data-shard]")
+    assert page.locator(".items .row").count() == 0
+    assert "no open window" in page.locator(".open-windows").inner_text()
+
+    producer = threading.Thread(target=demo.produce_until, args=(threading.Event(),))
+    producer.start()
+    page.locator(".open-row", has_text="folded").first.wait_for()
+    producer.join()
+    demo.poller.settle(timeout_s=30)
+
+    items = demo.items()
+    page.wait_for_function("count => document.querySelectorAll('.items .row').length >= count", arg=min(len(items), 8))
+    newest = items[0]["windowStart"]
+    row = page.locator(".items .row", has_text=newest[11:19]).first
+    shown = row.inner_text().split("\n")
+    stored = next(each for each in items if each["windowStart"] == newest and str(each["vendorId"]) == shown[0])
+    assert f"{int(stored['passenger']):,}" in shown
+    assert f"{int(stored['trips']):,}" in shown
+    assert page.locator(".stage canvas").count() == 1
+    row.click()
+    assert (
+        f"{sum(name.startswith('applied#') for name in stored)} shard" in page.locator(".item-detail h4").inner_text()
+    )
+    page.fill("#key-filter", "1")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.items .cell-key')].every(each => each.innerText === '1')"
+    )
+
+
+def test_a_bad_record_is_found_under_its_reason_and_harms_nobody(running, page):
+    demo, console = running
+    put(demo, SCRIPT.encode())
+    page.goto(f"{console.url}#trouble")
+    page.locator("[data-reason=not_json]").click()
+    page.fill("#rejected-search", "window.harmed")
+    page.locator(".list .row", has_text="not_json").first.click()
+
+    page.wait_for_function("text => document.querySelector('#record-text')?.textContent === text", arg=SCRIPT)
+    assert "the text is not JSON" in page.locator(".detail").inner_text()
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_a_record_is_put_by_the_button_and_followed_to_its_end(running, page):
+    _, console = running
+    page.goto(f"{console.url}#pipeline")
+    page.click("[data-example='missing field']")
+    page.click("#put")
+    page.locator(".trace", has_text="In quarantine: missing_field").wait_for()
+
+    page.click("[data-example=clean]")
+    page.click("#put")
+    page.locator(".trace", has_text="In the table").wait_for()
+    told = page.locator(".trace").inner_text()
+    assert "vendorId 1" in told
+    assert "passenger 1 · trips 1" in told or "passenger" in told
+
+
+def test_a_failing_function_shows_its_error_and_which_shard_it_blocks(running, page):
+    demo, console = running
+    demo.broken = f"the table is on fire {SCRIPT}"
+    try:
+        put(demo, b'{"vendorId": 1, "passengerCount": 1}')
+        page.goto(f"{console.url}#logs")
+        page.get_by_role("button", name="errors").click()
+        page.locator(".row.failed").first.click()
+        assert "RuntimeError" in page.locator(".detail .error").inner_text()
+        log = page.locator(".detail .log").inner_text()
+        assert "Traceback" in log
+        assert f"RuntimeError: the table is on fire {SCRIPT}" in log
+        page.keyboard.press("4")
+        page.locator(".blocked-row", has_text="is blocked").wait_for()
+        assert "the table is on fire" in page.locator(".blocked-row").first.inner_text()
+    finally:
+        demo.broken = ""
+    assert demo.poller.settle(timeout_s=30)
+    page.wait_for_selector(".blocked", state="hidden")
+    assert page.evaluate("window.harmed") is None
+
+
+def test_the_graphs_show_what_the_run_measured(running, page):
+    demo, console = running
+    put(demo, b'{"vendorId": 1, "passengerCount": 1}')
+    page.goto(f"{console.url}#monitor")
+    page.wait_for_function("() => document.querySelectorAll('.charts canvas').length === 9")
+    page.locator(".stat", has_text="received").locator("b:not(:text('0'))").wait_for()
+    before = page.locator(".stat").all_inner_texts()
+    page.get_by_role("button", name="15 min").click()
+    page.wait_for_timeout(300)
+
+    assert len(before) == 9
+    assert page.get_by_role("button", name="15 min").get_attribute("aria-pressed") == "true"
+
+
+def test_every_view_is_taken_in_both_themes(running, chromium):
+    demo, console = running
+    for number in range(4):
+        put(demo, b"{", str(number))
+        put(demo, b'{"vendorId": 1, "passengerCount": 1}', str(number))
+    assert demo.poller.settle(timeout_s=30)
+
+    pictures = shoot(chromium, console.url, SCREENSHOTS, pause_ms=120)
+
+    assert len(pictures) == 2 * len(VIEWS)
+    light, dark = (SCREENSHOTS / f"windows-{theme}.png" for theme in ("light", "dark"))
+    assert light.read_bytes() != dark.read_bytes()
+
+
+# --- whoever wrote the names, the records and the logs ---------------------------------------------------------------
+
+
+def test_no_text_from_anywhere_becomes_markup(page):
+    source = MadeUp(word=SCRIPT)
+    source.quarantine.put("shardId-000000000000", [refused(1, detail=SCRIPT, data=SCRIPT.encode())])
+    with shown(source, page) as console:
+        for view in ("windows", "logs", "trouble", "pipeline", "monitor"):
+            page.goto(f"{console.url}#{view}")
+            if view == "monitor":  # nothing there but numbers
+                continue
+            page.wait_for_function("() => document.querySelector('main').textContent.includes('window.harmed')")
+            for row in page.locator(".list .row").all():
+                row.click()
+        assert page.evaluate("window.harmed") is None
+        assert page.locator("main img, main script, header img, .detail img").count() == 0
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_keys_and_a_day_of_windows_do_not_slow_it(page):
+    items = [item(f"key-{key:05}", ago, passenger=key) for key in range(10_000) for ago in range(8)]
+    items += [item("all-day", ago, passenger=ago) for ago in range(2_880)]
+    with shown(MadeUp(items=items), page) as console:
+        console.desk.items.refresh()
+        page.goto(f"{console.url}#windows")
+        page.locator(".note", has_text="82,880 items").wait_for()
+        assert page.locator(".items .row").count() < 60
+
+        page.get_by_role("button", name="2,880").click()
+        page.evaluate("document.querySelector('.items .list').scrollTop = 1e9")
+        page.locator(".items .row:not(.unread)", has_text="all-day").first.wait_for()
+        began = time.monotonic()
+        page.fill("#key-filter", "key-0777")
+        page.locator(".note", has_text="80 found").wait_for()
+        page.fill("#key-filter", "all-day")
+        page.locator(".note", has_text="2,880 found").wait_for()
+        assert time.monotonic() - began < 5
+        slowest = page.evaluate(
+            """async () => {
+              const list = document.querySelector('.items .list');
+              let slowest = 0, last = performance.now();
+              for (let step = 0; step < 40; step += 1) {
+                list.scrollTop = step * 2000;
+                await new Promise(requestAnimationFrame);
+                slowest = Math.max(slowest, performance.now() - last);
+                last = performance.now();
+              }
+              return slowest;
+            }"""
+        )
+        assert slowest < 500
+
+
+# --- how it is used ------------------------------------------------------------------------------------------------
+
+
+def test_it_fits_a_phone(chromium):
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(1)])
+    with Console(source) as console:
+        page = chromium.new_page(viewport=PHONE, color_scheme="dark")
+        for view in VIEWS:
+            page.goto(f"{console.url}#{view}")
+            page.wait_for_selector("#live[data-kind=live]")
+            page.wait_for_timeout(200)
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], view
+        page.close()
+
+
+def test_it_is_used_by_keyboard_alone(page):
+    source = MadeUp()
+    with shown(source, page) as console:
+        page.goto(console.url)
+        page.wait_for_selector("#tab-windows[aria-current]")
+        page.keyboard.press("3")
+        page.wait_for_selector("#tab-logs[aria-current]")
+        page.locator(".list .row:not(.unread)").first.wait_for()
+        page.keyboard.press("j")
+        page.locator(".detail", has_text="r-1").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("/")
+        page.keyboard.type("zzz")
+        page.locator(".empty", has_text="No calls to show.").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("t")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        page.keyboard.press("u")
+        assert page.locator("#zone").inner_text() == "local time"
+        page.keyboard.press("?")
+        page.wait_for_selector("dialog[open]")
+        page.keyboard.press("Escape")
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_console_that_ends_is_said_and_found_again(chromium):
+    source = MadeUp()
+    page = chromium.new_page()
+    with Console(source) as console:
+        page.goto(console.url)
+        page.wait_for_selector("#live[data-kind=live]")
+        port = console.port
+    page.wait_for_selector("#live[data-kind=lost]")
+    with Console(source, port=port):
+        page.wait_for_selector("#live[data-kind=live]")
+        page.close()
