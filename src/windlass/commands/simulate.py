@@ -92,15 +92,15 @@ def show_failure(options: Options, first: RunOptions, smallest: Result, out: Tex
     print(f"{'ms':>9} shard", file=out)
     for line in lines[-TIMELINE_LINES:]:
         print(line, file=out)
-    print(f"\nto repeat it:            {command(options.app, smallest.options)}", file=out)
-    print(f"to repeat the first one: {command(options.app, first)}", file=out)
+    print(f"\nto repeat it:            {command(options, smallest.options, first.faults)}", file=out)
+    print(f"to repeat the first one: {command(options, first, first.faults)}", file=out)
 
 
-def command(app: str, options: RunOptions) -> str:
-    """The command that makes this run again."""
-    faults = ",".join(options.faults) or "none"
+def command(asked: Options, options: RunOptions, every: tuple[str, ...]) -> str:
+    """The command that makes this run again; `every` are the faults that were asked for."""
+    faults = asked.faults if options.faults == every else ",".join(options.faults) or "none"
     return (
-        f"windlass simulate {shlex.quote(app)} --seed {options.seed} --runs 1 --records {options.records} "
+        f"windlass simulate {shlex.quote(asked.app)} --seed {options.seed} --runs 1 --records {options.records} "
         f"--shards {options.shards} --keys {options.keys} --faults {faults}"
     )
 

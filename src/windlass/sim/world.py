@@ -60,7 +60,15 @@ TIMEOUT_MS = 60_000
 SETTLE_MS_MAX = 4 * 3_600_000
 STEPS_PER_RECORD_MAX = 400
 
-_CALL_MISHAPS = ("killed_before", "killed_after", "answer_lost", "batch_repeated", "final_repeated", "partial_answer")
+_CALL_MISHAPS = (
+    "killed_before",
+    "killed_after",
+    "answer_lost",
+    "batch_repeated",
+    "batch_repeated",
+    "final_repeated",
+    "partial_answer",
+)
 _WRITE_MISHAPS = (
     "write_refused",
     "write_unanswered",
@@ -293,7 +301,7 @@ class World:
         )
         self.one_straggler = assumed.straggler == "reopen"
         self.skew_ms = skew_ms
-        self.note("-", f"{self.options} {assumed} faults {sorted(self.faults)}")
+        self.note("-", f"faults {', '.join(sorted(self.faults))}; {assumed}")
 
     def _drawn_state_limit(self) -> int:
         """The pipeline's own limit, mostly so low that segments are cut within a window."""
