@@ -69,6 +69,14 @@ def test_every_window_and_shard_has_its_own_totals(kinesis_lambda):
     assert len(world.finals) == 9
 
 
+def test_settling_reads_what_was_put_after_the_last_read(kinesis_lambda):
+    world = kinesis_lambda(accepting)
+    world.advance()
+    world.put("a")
+    world.settle()
+    assert world.calls[0].data == [b"a"]
+
+
 def test_the_same_steps_give_the_same_calls():
     def run() -> str:
         def shaky(event: Any, context: Any) -> Any:
@@ -169,6 +177,21 @@ def test_children_are_read_after_their_parents(kinesis_lambda):
         (low, b"after"),
         (high, b"after"),
     ]
+
+
+def test_a_merged_shard_waits_for_the_parent_that_fails(kinesis_lambda):
+    def shaky(event: Any, context: Any) -> None:
+        if b"right" in world.calls[-1].data and world.calls[-1].attempt < 4:
+            raise ValueError
+
+    world = kinesis_lambda(shaky, shards=2)
+    left, right = world.shards
+    world.put("left", shard=left)
+    world.put("right", shard=right)
+    child = world.merge()
+    world.put("child", shard=child)
+    world.settle()
+    assert [call.shard for call in world.calls] == [left, *[right] * 4, child]
 
 
 def test_a_finished_parent_stays_finished_over_a_restart(kinesis_lambda):
