@@ -1,7 +1,9 @@
 """The function's own runtime loop answers as awslambdaric does: events read from bytes, errors, contexts."""
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from tests.builders import event, kinesis_record, records, trip
 from tests.sample_events import all_events
 from windlass.core.event import MalformedEvent, NotJson, read_event, read_event_bytes
-from windlass.runtime import Context, Fault, Host, function_of, load, report_of, serve
+from windlass.runtime import Context, Fault, Host, function_of, load, report_of, serve, set_up_logging
 
 SAMPLES = all_events()
 
@@ -186,6 +188,15 @@ def test_a_plain_function_is_given_plain_values_and_a_context():
     host = Played(b'{"a": [1, 2.5, null]}')
     serve(host, function_of(handler))
     assert host.said == [("r1", {"got": {"a": [1, 2.5, None]}, "left": 0})]
+
+
+def test_what_a_function_logs_is_written_as_lambda_writes_it(monkeypatch, capsys):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    call_id = set_up_logging({"AWS_LAMBDA_LOG_LEVEL": "INFO"})
+    serve(Played(b"{}"), function_of(lambda event, context: logging.getLogger("app").info("hello")), call_id)
+    assert re.fullmatch(r"\[INFO\]\t[-\dT:]{19}\.\d{3}Z\tr1\thello\n", capsys.readouterr().out)
 
 
 # ── the same answers as awslambdaric, process against process ───────────────────────────────────────────────

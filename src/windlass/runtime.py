@@ -16,6 +16,7 @@ environment", "Using the Lambda context object to retrieve Python function infor
 
 import importlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -214,13 +215,43 @@ def log_report(report: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+class _CallId(logging.Filter):
+    """Gives log records the id of the call that they belong to."""
+
+    current = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.aws_request_id = self.current
+        return True
+
+
+def set_up_logging(environ: Mapping[str, str]) -> _CallId:
+    """The root logger writes Lambda's line format to standard output, from Lambda's level on."""
+    call_id = _CallId()
+    handler = logging.StreamHandler(sys.stdout)
+    form = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s"
+    formatter = logging.Formatter(form, "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    handler.addFilter(call_id)
+    logging.getLogger().addHandler(handler)
+    level = environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper().replace("TRACE", "DEBUG").replace("FATAL", "CRITICAL")
+    if level:
+        logging.getLogger().setLevel(level)
+    return call_id
+
+
 # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def serve(host: Host, function: Function, environ: Mapping[str, str] = os.environ) -> None:
+def serve(
+    host: Host, function: Function, call_id: _CallId | None = None, environ: Mapping[str, str] = os.environ
+) -> None:
     """One call: wait for it, answer it or report what it raised."""
     headers, event = host.next()
     request_id = headers["lambda-runtime-aws-request-id"]
+    if call_id:
+        call_id.current = request_id
     os.environ["_X_AMZN_TRACE_ID"] = headers.get("lambda-runtime-trace-id", "")
     try:
         host.answer(request_id, function(event, Context(headers, environ)))
@@ -248,6 +279,7 @@ def main() -> None:
     """Serve until the host goes away."""
     find_modules(os.environ)
     host = Host(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    call_id = set_up_logging(os.environ)
     try:
         function = load(os.environ["_HANDLER"])
     except Exception as error:  # noqa: BLE001 - the user's module may raise anything
@@ -256,7 +288,7 @@ def main() -> None:
         host.fail("/init/error", report)
         sys.exit(1)
     while True:
-        serve(host, function)
+        serve(host, function, call_id)
 
 
 if __name__ == "__main__":

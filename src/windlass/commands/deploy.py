@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, TextIO
 
 import msgspec
@@ -16,7 +17,7 @@ from windlass.commands.clients import ClientProblem, client, is_home
 from windlass.deploy import cost, status
 from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
-from windlass.deploy.settings import FILE, Settings, check, read_settings
+from windlass.deploy.settings import FILE, Settings, Shape, check, read_settings
 from windlass.deploy.source import Target
 from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher
 from windlass.deploy.template import Format, render, shape_of
@@ -98,6 +99,9 @@ def run_package(app: str, target: Target, out: Path, include: list[Path], *, as_
     """Write the zip and say what is in it."""
 
     def act() -> int:
+        refused = check(Settings(arch=target.arch, python=target.python), Shape(0))
+        if refused:
+            raise DeployProblem(refused[0].text)
         made = package(find_app(app), target, include=include)
         _write(out, made.archive)
         _say_package(made, out, as_json=as_json)
@@ -230,12 +234,13 @@ class _Live(_Lines):
 
     def event(self, event: Event) -> None:
         self._rows[event.resource] = event
-        width = max(map(len, self._rows))
+        width, columns = max(map(len, self._rows)), get_terminal_size().columns
         lines = []
         for row in self._rows.values():
             colour = 31 if row.failed else 32 if row.status.endswith("_COMPLETE") else 33
-            reason = f"  {row.reason[:90]}" if row.failed else ""
-            lines.append(f"  {row.resource:<{width}}  \x1b[{colour}m{row.status}\x1b[0m{reason}")
+            state = f"{row.status}  {row.reason}" if row.failed else row.status
+            room = max(0, columns - width - 5)  # a line that wraps would be two to go up
+            lines.append(f"  {row.resource:<{width}}  \x1b[{colour}m{state[:room]}\x1b[0m")
         up = f"\x1b[{self._drawn}A\x1b[J" if self._drawn else ""
         self._out.write(up + "\n".join(lines) + "\n")
         self._out.flush()
