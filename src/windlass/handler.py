@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -55,10 +55,16 @@ class Seams(msgspec.Struct):
     random: Callable[[], float] = random.random
 
 
-class _Handler:
+Plan = TypeVar("Plan", WindowsPlan, RecordsPlan)
+
+
+class _Handler(Generic[Plan]):
     """What both kinds of handler do alike: open the seams once, read the event, report."""
 
-    def __init__(self, open_seams: Callable[[], Seams], policy: DeliveryPolicy, aggregates: Aggregates) -> None:
+    def __init__(
+        self, plan: Plan, open_seams: Callable[[], Seams], policy: DeliveryPolicy, aggregates: Aggregates
+    ) -> None:
+        self.plan = plan
         self._open_seams = open_seams
         self._policy = policy
         self._aggregates = aggregates
@@ -111,18 +117,8 @@ class _Handler:
         return delivery
 
 
-class WindowsHandler(_Handler):
+class WindowsHandler(_Handler[WindowsPlan]):
     """The Lambda function of a `Windows` declaration."""
-
-    def __init__(
-        self,
-        plan: WindowsPlan,
-        open_seams: Callable[[], Seams],
-        policy: DeliveryPolicy,
-        aggregates: Aggregates,
-    ) -> None:
-        super().__init__(open_seams, policy, aggregates)
-        self.plan = plan
 
     def _answer(self, call: Call, seams: Seams, report: Report, remaining_ms: Remaining) -> dict[str, Any]:
         step = self.plan.run(call, self._within(call, seams))
@@ -143,18 +139,8 @@ class WindowsHandler(_Handler):
         return {"state": self.plan.folder.encode(step.open)}
 
 
-class RecordsHandler(_Handler):
+class RecordsHandler(_Handler[RecordsPlan]):
     """The Lambda function of a `Records` declaration."""
-
-    def __init__(
-        self,
-        plan: RecordsPlan,
-        open_seams: Callable[[], Seams],
-        policy: DeliveryPolicy,
-        aggregates: Aggregates,
-    ) -> None:
-        super().__init__(open_seams, policy, aggregates)
-        self.plan = plan
 
     def _answer(self, call: Call, seams: Seams, report: Report, remaining_ms: Remaining) -> dict[str, Any]:
         if call.window is not None:
