@@ -64,7 +64,7 @@ class _Handler(Generic[Plan]):
     def __init__(
         self, plan: Plan, open_seams: Callable[[], Seams], policy: DeliveryPolicy, aggregates: Aggregates
     ) -> None:
-        self.plan = plan
+        self.plan: Plan = plan
         self._open_seams = open_seams
         self._policy = policy
         self._aggregates = aggregates
