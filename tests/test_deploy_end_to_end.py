@@ -154,6 +154,25 @@ def test_deploying_again_changes_nothing_and_a_setting_changes_what_it_names(clo
     assert mapping["TumblingWindowInSeconds"] == 30
 
 
+@pytest.mark.parametrize("setting", ["table=other", "stream=other", "bucket=another-bucket"])
+def test_another_name_for_what_holds_data_is_refused_and_changes_nothing(cloud, at, capsys, setting):
+    assert deployed(at, "bucket=a-bucket") == 0
+    before = told(capsys)["resources"]
+    assert deployed(at, "bucket=a-bucket", setting) == 2
+    assert "the new one begins empty" in line(capsys)
+    assert command.Stack(STACK, at.clients, time.sleep).resources() == before
+
+
+def test_other_keys_for_a_table_that_is_there_are_refused(cloud, at, capsys, tmp_path):
+    assert deployed(at) == 0
+    app = tmp_path / "app.py"
+    app.write_text(Path("examples/taxi/app.py").read_text().replace("coerce=True", 'coerce=True, layout="latest"'))
+    chosen = command.Chosen(app=str(app), settings=Path("examples/taxi/windlass.toml"))
+    capsys.readouterr()
+    assert command.run_deploy(chosen, at, code_bucket=None, replace=False, dry=False) == 2
+    assert "it has partition key vendorId (N) and sort key windowStart (S)" in line(capsys)
+
+
 def test_destroy_asks_takes_no_for_an_answer_and_removes_what_is_empty(cloud, at, capsys):
     assert deployed(at) == 0
     asked: list[str] = []

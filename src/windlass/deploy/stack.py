@@ -187,6 +187,8 @@ class Stack:
             account = self._clients("sts").get_caller_identity()["Account"]
             stack, action = self._action()
             present = self.own() if action == "UPDATE" else {}
+            if not request.replace:
+                refuse_renames(self._clients, request.settings, request.keys, present)
             check_names(self._clients, request.settings, request.keys, present, self.region)
             if stack:  # left by a change set that was never executed
                 self._cloud.delete_stack(StackName=self.name)
@@ -383,17 +385,38 @@ class Stack:
 def refuse_loss(changes: list[Change], *, replace: bool) -> None:
     """Raises DeployProblem where a change would put an empty resource in the place of one that holds data."""
     lost = [
-        change
+        f"{change.resource} ({change.type})"
         for change in changes
         if change.type in _HOLDS_DATA and (change.replacement == "True" or change.action == "Remove")
     ]
-    if lost and not replace:
-        names = ", ".join(f"{change.resource} ({change.type})" for change in lost)
+    if not replace:
+        _refuse_replaced(lost)
+
+
+def _refuse_replaced(lost: list[str]) -> None:
+    if lost:
         msg = (
-            f"this would replace or remove {names}: the new one begins empty. Keep its name, keys and place, deploy a "
-            "stack of another name, or say --replace"
+            f"this would replace or remove {', '.join(lost)}: the new one begins empty. Keep its name, "
+            "keys and place, deploy a stack of another name, or say --replace"
         )
         raise DeployProblem(msg)
+
+
+def refuse_renames(clients: Clients, settings: Settings, keys: TableKeys, present: Mapping[str, str]) -> None:
+    """The same from what there is: not every endpoint says in its change set what it would replace.
+
+    Raises DeployProblem for another name, or other keys, of a stream, table or bucket that the stack holds.
+    """
+    chosen = {"Stream": settings.stream, "Table": settings.table, "Bucket": settings.bucket}
+    for logical, name in chosen.items():
+        if name and logical in present and present[logical] != name:
+            _refuse_replaced([f"{logical.lower()} {present[logical]} by {name}"])
+    if "Table" in present and _found(lambda: clients("dynamodb").describe_table(TableName=present["Table"])):
+        try:
+            DynamoTable(present["Table"], keys, client=clients("dynamodb")).check()
+        except TableProblem as problem:
+            msg = f"{problem}. --replace puts a new, empty one in its place"
+            raise DeployProblem(msg) from None
 
 
 # ── the code's bucket ───────────────────────────────────────────────────────────────────────────────────────
