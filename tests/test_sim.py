@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_log_byte_for_byte():
     options = Options(7, records=120, shards=3, keys=4, faults=ALL)
     logs = ["\n".join(run(PIPELINES["taxi"], options).log) for _ in range(2)]
     assert logs[0] == logs[1]
-    assert len(logs[0].splitlines()) > 50
+    assert len(logs[0].splitlines()) > 20
 
 
 def test_a_run_does_not_depend_on_the_process_it_is_made_in():
@@ -102,10 +102,9 @@ def test_a_run_does_not_depend_on_the_process_it_is_made_in():
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("kind", ["windows", "records"])
-def test_every_fault_strikes_within_some_runs(kind):
-    pipeline = PIPELINES["taxi" if kind == "windows" else "records"]
-    summary = run_many(pipeline, Options(1, 120, 3, 5, chosen("all", kind)), 40)
+@pytest.mark.parametrize(("kind", "name", "records"), [("windows", "taxi", 120), ("records", "records", 400)])
+def test_every_fault_strikes_within_some_runs(kind, name, records):
+    summary = run_many(PIPELINES[name], Options(1, records, 3, 5, chosen("all", kind)), 40)
     assert [name for name, count in summary.faults.items() if not count] == []
     assert summary.exact == 40
 

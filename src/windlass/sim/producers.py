@@ -57,7 +57,7 @@ class Producers:
     def start(self) -> None:
         """Plan the puts: spread over the time, and thick around the ends of windows."""
         draw = self._chance.of("times").random
-        puts = max(2, min(self._left, 40 + self._left // 250))
+        puts = max(2, min(self._left, self._chance.pick("times", (5, 15, 40, 40)) + self._left // 250))
         span_ms = self.end_ms - self.begin_ms
         times = []
         for _ in range(puts - 1):

@@ -583,7 +583,7 @@ class World:
             call.mishap = _CALL_MISHAPS[int(which * len(_CALL_MISHAPS))]
         elif roll < (0.55 if flushes else 0.35):
             call.mishap = _WRITE_MISHAPS[int(which * len(_WRITE_MISHAPS))]
-            call.at = int(at * at * (self.options.keys + 1))
+            call.at = int(at * at * (self.options.keys + 1 if self.windows else 3))
             if call.mishap == "killed_during":
                 call.at += 1
         if call.mishap not in self.faults:
