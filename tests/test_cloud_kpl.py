@@ -1,4 +1,5 @@
-"""The real Kinesis Producer Library, over HTTPS, in front of the local endpoint: Java, and AWS's own native program.
+"""AWS's own libraries in front of the local endpoint: the Kinesis Producer Library (Java and its native program, over
+HTTPS) puts, the Kinesis Client Library (Java, its calls in CBOR) reads the same stream as a second oracle.
 
 Needs .ci/kpl.sh (Java and Maven). The load test takes more than a minute and runs where WINDLASS_LOAD=1 is set.
 """
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,8 +47,8 @@ handler = trips.handler
 @pytest.fixture
 def cloud() -> Iterator[Cloud]:
     if not (KPL / ".made-from").exists():
-        assert not os.environ.get("CI"), "the KPL must be here in CI: .ci/kpl.sh"
-        pytest.skip("needs the Kinesis Producer Library: run .ci/kpl.sh (Java and Maven)")
+        assert not os.environ.get("CI"), "AWS's Kinesis libraries must be here in CI: .ci/kpl.sh"
+        pytest.skip("needs AWS's Kinesis libraries: run .ci/kpl.sh (Java and Maven)")
     with Cloud(port=0, assumed=Assumptions(grace_ms=500)) as cloud:
         yield cloud
 
@@ -84,6 +86,24 @@ def putting(cloud: Cloud, rate: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "AWS_EC2_METADATA_DISABLED": "true"},
     )  # fmt: skip
+
+
+def read_with_the_kcl(cloud: Cloud, count: int) -> str:
+    """How many trips of each vendor the KCL finds in the stream, as Java writes a map."""
+    read = subprocess.run(
+        ["java", "-cp", f"{KPL}:{KPL / 'lib'}/*", "Read", "trips", str(cloud.port), str(count), "60",
+         '"vendorId":"?([0-9]+)'],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert read.returncode == 0, read.stderr[-3000:] + read.stdout
+    return read.stdout.strip()
+
+
+def trips_in_the_table(cloud: Cloud) -> dict[int, int]:
+    found = Counter[int]()
+    for item in cloud.client("dynamodb").scan(TableName="aggs")["Items"]:
+        found[int(item["vendorId"]["N"])] += int(item["trips"]["N"])
+    return found
 
 
 def lines(count: int, unclean: float) -> Iterator[bytes]:
@@ -133,6 +153,8 @@ def test_twenty_thousand_trips_of_the_real_kpl_come_out_exact(
     assert carriers < 3000
     assert aggregates > carriers / 2
     assert exact(cloud, tmp_path / "kplapp.py", tmp_path / "quarantine")
+    totals = trips_in_the_table(cloud)
+    assert read_with_the_kcl(cloud, 20_000) == f"{{1={totals[1]}, 2={totals[2]}}}"
 
 
 @pytest.mark.skipif(not os.environ.get("WINDLASS_LOAD"), reason="takes more than a minute: set WINDLASS_LOAD=1")

@@ -16,7 +16,7 @@ from moto.kinesis.models import kinesis_backends
 from windlass.local.kinesis_api import KinesisApi
 from windlass.local.mapping import Fetch
 from windlass.local.mapping_settings import LATEST, TRIM_HORIZON, Position
-from windlass.local.streams import LocalStream, Shard, Stream, our_shards
+from windlass.local.streams import SHARD_FILTERS, LocalStream, Shard, Stream, our_shards
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 FIRST = "shardId-000000000000"
@@ -170,6 +170,30 @@ def test_update_shard_count_goes_up_and_down_without_losing_a_record() -> None:
     assert sum(shard.is_open for shard in made.shards.values()) == 1
     found = [text for shard_id in made.shards for text in texts(read(made, shard_id))]
     assert sorted(found) == list("abcdef")
+
+
+def test_shards_are_listed_by_where_they_were_open() -> None:
+    made = stream(2)
+    before = made.get_shard(FIRST)
+    before.created_ms = 1000
+    made.get_shard("shardId-000000000001").created_ms = 1000
+    made.split_shard(FIRST, str(2**126))
+    before.closed_ms = 2000
+    for child in before.children:
+        made.get_shard(child).created_ms = 2000
+
+    def listed(kind: str, *, after: str = "", at_ms: int = 0) -> list[int]:
+        passes = SHARD_FILTERS[kind]
+        return [int(name[-1]) for name, shard in sorted(made.shards.items()) if passes(shard, after, at_ms)]
+
+    assert listed("AT_TRIM_HORIZON") == [0, 1]
+    assert listed("FROM_TRIM_HORIZON") == [0, 1, 2, 3]
+    assert listed("AT_LATEST") == [1, 2, 3]
+    assert listed("AT_TIMESTAMP", at_ms=1500) == [0, 1]
+    assert listed("AT_TIMESTAMP", at_ms=2500) == [1, 2, 3]
+    assert listed("FROM_TIMESTAMP", at_ms=1500) == [0, 1, 2, 3]
+    assert listed("FROM_TIMESTAMP", at_ms=2000) == [1, 2, 3]
+    assert listed("AFTER_SHARD_ID", after="shardId-000000000001") == [2, 3]
 
 
 def test_reading_begins_where_the_position_says() -> None:

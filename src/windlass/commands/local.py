@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +21,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     data: Path | None = None
     assume: Sequence[str] = ()
     quiet: bool = False
+    console: int | None = None
+    """The console's port, 0 for a free one; None for no console."""
 
 
 class BadOption(Exception):
@@ -33,6 +35,9 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     # Imported here: moto takes a second, and a mistyped option should not.
     try:
         assumed = assumptions(options.assume)
+        from windlass.console.cloud_source import cloud_source
+        from windlass.console.problem import ConsoleProblem
+        from windlass.console.server import Console
         from windlass.local.cloud import Cloud, CloudProblem
     except BadOption as problem:
         print(f"windlass local: {problem}", file=err)
@@ -45,18 +50,19 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
             print(f"{function} | {line}", file=out, flush=True)
 
     cloud = Cloud(port=options.port, data=options.data, assumed=assumed, echo=echo)
-    with _told_to_end() as told:
+    with _told_to_end() as told, ExitStack() as stack:
         try:
             cloud.start()
-        except CloudProblem as problem:
+            stack.callback(cloud.close)
+            print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
+            if options.console is not None:
+                console = stack.enter_context(Console(cloud_source(cloud), port=options.console))
+                print(f"The console: {console.url}", file=out, flush=True)
+        except (CloudProblem, ConsoleProblem) as problem:
             print(f"windlass local: {problem}", file=err)
             return 2
-        try:
-            print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
-            while not told.wait(0.2):
-                pass
-        finally:
-            cloud.close()
+        while not told.wait(0.2):
+            pass
     print("windlass local: ended", file=out, flush=True)
     return 0
 

@@ -12,6 +12,8 @@ while it answers.
         kinesis = boto3.client("kinesis", endpoint_url=cloud.endpoint_url, ...)
 """
 
+import io
+import json
 import logging
 import re
 import threading
@@ -31,7 +33,7 @@ from moto.core import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.core.base_backend import BackendDict
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-from windlass.local import snapshot
+from windlass.local import cbor, snapshot
 from windlass.local.certificate import tls_context
 from windlass.local.hooks import our_own
 from windlass.local.hosts import FunctionState, Hosts
@@ -215,6 +217,32 @@ class Cloud:
     # --- a request -----------------------------------------------------------------------------------------------
 
     def _answer(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("CONTENT_TYPE", "").startswith(cbor.CONTENT_TYPE):
+            return self._answer_cbor(environ, start_response)
+        return self._answer_plain(environ, start_response)
+
+    def _answer_cbor(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """The same call in JSON, and its answer in CBOR."""
+        try:
+            body = cbor.to_json(environ["wsgi.input"].getvalue())
+        except cbor.NotCbor as error:
+            body = json.dumps({"__type": "SerializationException", "message": str(error)}).encode()
+            start_response("400 Bad Request", [("Content-Type", cbor.CONTENT_TYPE)])
+            return (cbor.from_json(body),)
+        asked = {
+            **environ,
+            "wsgi.input": io.BytesIO(body),
+            "CONTENT_LENGTH": str(len(body)),
+            "CONTENT_TYPE": "application/x-amz-json-1.1",
+        }
+
+        def told(status: str, headers: list[tuple[str, str]], _error: Any = None) -> None:
+            kept = [(name, value) for name, value in headers if name.lower() not in ("content-type", "x-amz-crc32")]
+            start_response(status, [*kept, ("Content-Type", cbor.CONTENT_TYPE)])
+
+        return (cbor.from_json(b"".join(self._answer_plain(asked, told))),)
+
+    def _answer_plain(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
         region, service = (scope[1], scope[2]) if scope else (REGION, "")
         ours = self._ours(environ, region, service)

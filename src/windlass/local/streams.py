@@ -9,6 +9,7 @@ moto answers the Kinesis API; the shards behind it are replaced, because a mappi
     a record goes to the open shard of its hash key     the first shard that ever had the key
     sequence numbers grow, also over a restart          begin at 1 in every shard
     concurrent puts                                     not safe
+    ListShards filters                                  gives all shards
     a put costs the same in a full stream               reads all that is there
 
 A sequence number is 56 digits: a constant head, the millisecond of its put, a counter. So a number given out after
@@ -72,6 +73,7 @@ class Shard(models.Shard):  # type: ignore[misc]
         self.created_ms = time.time_ns() // 1_000_000
         self.children: list[str] = []
         self.closing_sequence = 0
+        self.closed_ms: int | None = None
         self.least_sequence = 0  # beyond all of its parents'
         self._lock = threading.Lock()
         self._sequences: list[int] = []
@@ -101,7 +103,8 @@ class Shard(models.Shard):  # type: ignore[misc]
         with self._lock:
             self.is_open = False
             self.children = children
-            self.closing_sequence = max(self._floor(time.time_ns() // 1_000_000), self.get_max_sequence_number() + 1)
+            self.closed_ms = time.time_ns() // 1_000_000
+            self.closing_sequence = max(self._floor(self.closed_ms), self.get_max_sequence_number() + 1)
 
     def read(self, after: int, limit: int) -> tuple[list[Record], bool]:
         """Records beyond a sequence number, and whether the shard has ended behind them."""
@@ -123,6 +126,10 @@ class Shard(models.Shard):  # type: ignore[misc]
         with self._lock:
             reached = next((record for record in reversed(self._log) if record.arrival_ms < at_ms), None)
         return reached.sequence_number if reached else 0
+
+    def was_closed(self, at_ms: int) -> bool:
+        """Whether it took no more records at that time."""
+        return self.closed_ms is not None and self.closed_ms <= at_ms
 
     def _floor(self, now_ms: int) -> int:
         return _HEAD + now_ms * _PER_MS
@@ -307,6 +314,37 @@ def _get_records(response: Any) -> ActionResult:
     return ActionResult(answer)
 
 
+SHARD_FILTERS: dict[str, Callable[[Shard, str, int], bool]] = {
+    "AT_TRIM_HORIZON": lambda shard, _after, _at_ms: shard.parent is None,  # nothing is trimmed here
+    "FROM_TRIM_HORIZON": lambda _shard, _after, _at_ms: True,
+    "AT_LATEST": lambda shard, _after, _at_ms: shard.is_open,
+    "AT_TIMESTAMP": lambda shard, _after, at_ms: shard.created_ms <= at_ms and not shard.was_closed(at_ms),
+    "FROM_TIMESTAMP": lambda shard, _after, at_ms: not shard.was_closed(at_ms),
+    "AFTER_SHARD_ID": lambda shard, after, _at_ms: shard.shard_id > after,
+}
+"""Which shards a ShardFilter of ListShards lets through: the shard, the filter's ShardId, its Timestamp."""
+
+
+def _list_shards(response: Any) -> ActionResult:
+    """ListShards, with its filter; a filtered list comes in one piece."""
+    asked = response._get_param("ShardFilter")
+    if not asked or response._get_param("NextToken"):
+        return _MOTO_LIST_SHARDS(response)
+    stream = response.kinesis_backend.describe_stream(
+        response._get_param("StreamARN"), response._get_param("StreamName")
+    )
+    at = asked.get("Timestamp", 0)
+    at_ms = round((at.timestamp() if isinstance(at, datetime) else float(at)) * 1000)
+    after = asked.get("ShardId", "")
+    passes = SHARD_FILTERS.get(asked["Type"])
+    if passes is None:
+        msg = f"ShardFilter Type {asked['Type']} is none of {', '.join(SHARD_FILTERS)}"
+        raise InvalidArgumentError(msg)
+    return ActionResult(
+        {"Shards": [shard.to_json() for _, shard in sorted(stream.shards.items()) if passes(shard, after, at_ms)]}
+    )
+
+
 def _get_shard_iterator(backend: Any, stream_arn: Any, stream_name: Any, *rest: Any, **named: Any) -> str:
     """GetShardIterator, by name or by ARN: the iterator carries the name."""
     stream = backend.describe_stream(stream_arn=stream_arn, stream_name=stream_name)
@@ -314,6 +352,7 @@ def _get_shard_iterator(backend: Any, stream_arn: Any, stream_name: Any, *rest: 
     return iterator
 
 
+_MOTO_LIST_SHARDS = responses.KinesisResponse.list_shards
 _MOTO_GET_SHARD_ITERATOR = models.KinesisBackend.get_shard_iterator
 
 
@@ -323,6 +362,7 @@ def our_shards() -> Iterator[None]:
     with (
         replaced(models, "Stream", Stream),
         replaced(responses.KinesisResponse, "get_records", _get_records),
+        replaced(responses.KinesisResponse, "list_shards", _list_shards),
         replaced(models.KinesisBackend, "get_shard_iterator", _get_shard_iterator),
     ):
         yield
