@@ -245,6 +245,7 @@ def test_a_table_with_other_keys_is_one_line_that_names_them(cloud, at, capsys):
         (f"stream=arn:aws:kinesis:eu-west-1:{ACCOUNT}:stream/gone", "is in eu-west-1, the stack would be in us-east-1"),
         (f"table=arn:aws:dynamodb:us-east-1:{ACCOUNT}:table/gone", "there is no table arn:aws:dynamodb"),
         ("retries=2", "makes Lambda discard a batch"),
+        ('include=["no.csv"]', "there is no such file"),
         ("retrys=2", "write name=value"),
     ],
 )

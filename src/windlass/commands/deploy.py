@@ -171,7 +171,8 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
             target = Target.this_machine()
             settings = settings.at(target)
             _out(f"for this machine: Python {target.python}, {target.arch}", out)
-        made = package(app, target)
+        folder = Path(app.module.__file__ or "").parent
+        made = package(app, target, include=[folder / name for name in settings.include])
         _out(f"{len(made.archive) / 1e6:.1f} MB of code, sha256 {made.sha256[:12]}, to {stack.region}", out)
         request = Request(
             stack=common.stack,

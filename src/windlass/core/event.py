@@ -90,9 +90,11 @@ class NotJson(ValueError):
 
 
 class _Kinesis(msgspec.Struct, gc=False):
+    """In the order in which Lambda writes them, which is the fastest to read."""
+
     sequenceNumber: str
-    approximateArrivalTimestamp: float
     data: str
+    approximateArrivalTimestamp: float
 
 
 class _Record(msgspec.Struct, gc=False):

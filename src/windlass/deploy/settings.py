@@ -71,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Beyond this age of what is read, an alarm."""
     rejected_percent: float = 1.0
     """Beyond this share of rejected records, an alarm."""
+    include: tuple[str, ...] = ()
+    """Further files for the zip, by their paths from the declaration's folder."""
     environment: dict[str, str] = {}
     """Further variables of the function."""
     tags: dict[str, str] = {}
