@@ -85,7 +85,7 @@ def mapping(cloud: Cloud, function_name: str, stream_arn: str, **more: Any) -> d
     return dict(made)
 
 
-def eventually(look: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 30.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, "it never came"
@@ -161,7 +161,7 @@ def test_windows_of_anyones_zip_come_out_exact_over_four_shards(cloud: Cloud) ->
     for begin in range(0, 1500, 500):
         cloud.client("kinesis").put_records(StreamName="trips", Records=records[begin : begin + 500])
         time.sleep(0.4)
-    assert cloud.settle(timeout_s=20)
+    assert cloud.settle(timeout_s=30)
     assert totals_in(cloud, "aggs") == truth
     now = cloud.client("lambda").get_event_source_mapping(UUID=made["UUID"])
     assert (now["State"], now["LastProcessingResult"]) == ("Enabled", "OK")
@@ -438,7 +438,7 @@ def test_a_consumer_of_enhanced_fan_out_is_an_event_source(cloud: Cloud) -> None
     assert refused(make, EventSourceArn=none, **asked)[1] == f"Stream not found: {none}"
     cloud.client("kinesis").put_record(StreamName="fanned", Data=b"x", PartitionKey="a")
     assert mapping(cloud, "fanned", consumer["ConsumerARN"])["EventSourceArn"] == consumer["ConsumerARN"]
-    assert cloud.settle(timeout_s=10)
+    assert cloud.settle(timeout_s=30)
     assert "got 1" in lines_of(cloud, "fanned")
 
 
@@ -503,7 +503,7 @@ def handler(event, context):
     function(cloud, "large", source)
     cloud.client("kinesis").put_record(StreamName="large", Data=b"x", PartitionKey="a")
     mapping(cloud, "large", arn, TumblingWindowInSeconds=1)
-    assert cloud.settle(timeout_s=10)
+    assert cloud.settle(timeout_s=30)
     said = [line for line in lines_of(cloud, "large") if line.startswith("early")]
     assert said == ["early False final False 1", "early True final False 0", "early False final True 0"]
 
@@ -519,7 +519,7 @@ def test_moto_calls_no_function_by_itself_and_never_asks_docker(cloud: Cloud, mo
     cloud.client("kinesis").put_records(
         StreamName="once", Records=[{"Data": b"x", "PartitionKey": "a"} for _ in range(10)]
     )
-    assert cloud.settle(timeout_s=10)
+    assert cloud.settle(timeout_s=30)
     assert "got 10" in lines_of(cloud, "once")
     topic = cloud.client("sns").create_topic(Name="calls")["TopicArn"]
     function_arn = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:once"
@@ -599,7 +599,7 @@ def test_what_a_stack_makes_comes_to_life_changes_and_goes(cloud: Cloud) -> None
     uuid = output["OutputValue"]
     eventually(lambda: state_of(cloud, uuid) == "Enabled")
     cloud.client("kinesis").put_record(StreamName="stacked", Data=b"{}", PartitionKey="a")
-    assert cloud.settle(timeout_s=20)
+    assert cloud.settle(timeout_s=30)
     assert lines_of(cloud, "stacked").count("one") == 2  # the batch, and the window's end
     changed = json.loads(json.dumps(TEMPLATE).replace("'one'", "'two'"))
     changed["Resources"]["Mapping"]["Properties"]["Enabled"] = "false"
