@@ -28,6 +28,8 @@ SHARD = "shardId-000000000000"
 class MadeUp:
     """Holds still. `word` is put wherever a text can come from a record, a function or a name."""
 
+    items_pause_ms = 700
+
     def __init__(self, *, items: list[Item] | None = None, word: str = "word") -> None:
         self.word = word
         self.made = items if items is not None else [item(word, 0, passenger=word)]

@@ -220,11 +220,39 @@ def local(
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all of it there, and go on with it.")] = None,
     assume: AssumeOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the functions' logs.")] = False,
+    console: Annotated[bool, typer.Option("--console/--no-console", help="Show it in a browser, too.")] = True,
+    console_port: Annotated[int, typer.Option(min=0, max=65535, help="Where; 0 for a free port.")] = 0,
 ) -> None:
     """AWS on this machine, at one endpoint: streams, tables, functions that run, event source mappings that poll."""
     from windlass.commands import local as command
 
-    raise typer.Exit(command.run(command.Options(port=port, data=data, assume=assume or (), quiet=quiet)))
+    at = console_port if console else None
+    raise typer.Exit(command.run(command.Options(port=port, data=data, assume=assume or (), quiet=quiet, console=at)))
+
+
+@app.command()
+def console(
+    stack: Annotated[str | None, typer.Option(help="The stack that windlass deployed.")] = None,
+    function: Annotated[
+        str | None, typer.Option(help="Or the function; the first that reads a stream when left out.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The table, where the function's environment does not name it.")
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0 for a free one.")] = 0,
+) -> None:
+    """Show a deployed pipeline in a browser on this machine: its windows, its function, its trouble, live.
+
+    Reads what AWS tells, at most every few seconds; the button that puts a record is the one thing that writes.
+    """
+    from windlass.commands import console as command
+
+    options = command.Options(
+        stack=stack, function=function, table=table, endpoint_url=endpoint_url, region=region, port=port
+    )
+    raise typer.Exit(command.run(options))
 
 
 mapping_app = typer.Typer(no_args_is_help=True, help="Event source mappings of this machine, on any endpoint.")

@@ -35,6 +35,8 @@ BLOCKED_AFTER = 2
 class DemoSource:
     """Looks at a demo that has been started."""
 
+    items_pause_ms = 700
+
     def __init__(self, demo: Demo) -> None:
         self._demo = demo
         self.quarantine: Browsable = demo.quarantine()

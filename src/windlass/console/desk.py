@@ -8,6 +8,7 @@ import base64
 import json
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,7 @@ class Desk:
 
     def _keep_reading(self) -> None:
         paced = [
-            ("table", self.items.refresh, Pace(700, times=8)),
+            ("table", self.items.refresh, Pace(self.source.items_pause_ms, times=8)),
             ("quarantine", self.rejected.refresh, Pace(700, times=1)),
         ]
         while not self._ending.wait(0.1):
@@ -112,9 +113,10 @@ class Desk:
             "items_whole": self.items.is_whole,
             "keys": self.items.keys("", 0).total,
             "rejected": self.rejected.count,
-            "failures": len(failures),
+            "failures": len(failures or []),
             "last_error": self._last_error(),
             "revision": {
+                "pipeline": self._try("pipeline", self._pipeline_revision, 0),
                 "items": self.items.revision,
                 "calls": calls[0].number if calls else 0,
                 "rejected": self.rejected.revision,
@@ -128,6 +130,11 @@ class Desk:
         series = self.source.series(end_ms - RATE_MS, end_ms, 1000)
         seconds = series.step_ms * max(1, len(series.at_ms)) / 1000
         return {name: sum(value or 0 for value in series.values[name]) / seconds for name in COUNTS}
+
+    def _pipeline_revision(self) -> int:
+        """Changes when the page has to be drawn anew."""
+        drawn = msgspec.structs.replace(self.source.pipeline(), mapping=(), runtime=())
+        return zlib.crc32(msgspec.json.encode(drawn))
 
     def _last_error(self) -> int:
         calls: list[CallView] = self._try("calls", lambda: self.source.calls(CALLS_MAX), [])

@@ -164,6 +164,8 @@ class Source(Protocol):
     """What the console reads. Called from several threads; every method may raise SourceProblem."""
 
     quarantine: Browsable
+    items_pause_ms: int
+    """The least pause between two readings of the table; a reading of a large one costs."""
 
     def now_ms(self) -> int: ...
 
@@ -183,7 +185,7 @@ class Source(Protocol):
     def series(self, from_ms: int, to_ms: int, step_ms: int) -> Series:
         """The COUNTS and MEASURES in `[from_ms, to_ms)`, in steps of at least `step_ms`."""
 
-    def failures(self) -> list[FailureView]:
-        """Batches that were given up, newest first."""
+    def failures(self) -> list[FailureView] | None:
+        """Batches that were given up, newest first; None where nobody can tell."""
 
     def put(self, partition_key: str, data: bytes) -> Put: ...

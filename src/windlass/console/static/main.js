@@ -66,6 +66,12 @@ function badge(name, text, kind = "") {
 
 function show(tick) {
   app.tick = tick;
+  if (app.revision === undefined) app.revision = tick.revision.pipeline;
+  if (tick.revision.pipeline && tick.revision.pipeline !== app.revision) {
+    app.revision = tick.revision.pipeline;
+    redraw();
+    return;
+  }
   const blocked = tick.shards.filter((shard) => shard.state === "blocked").length;
   badge("trouble", blocked ? `${blocked} blocked` : tick.rejected ? short(tick.rejected) : "", blocked ? "bad" : "");
   badge("logs", tick.last_error > tick.now_ms - 60000 ? "!" : "", "bad");
@@ -168,20 +174,33 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) =>
 
 // --- begin -----------------------------------------------------------------------------------------------------
 
-async function begin() {
-  nameZone();
-  buildTabs();
-  try {
-    app.pipeline = await ask("pipeline");
-  } catch (problem) {
-    banner.hidden = false;
-    say(banner, problem.message);
-    setTimeout(begin, 2000);
-    return;
-  }
+// Another pipeline, or another total: the views are made anew.
+async function redraw() {
+  try { await meet(); } catch { return; }
+  views.clear();
+  go();
+}
+
+async function meet() {
+  app.pipeline = await ask("pipeline");
   const { title, stream, region, endpoint } = app.pipeline;
   fill(document.getElementById("where"), h("b", {}, title), h("span", {}, stream),
     region ? h("span", { title: endpoint || "AWS" }, endpoint ? `${region} · local` : region) : null);
+}
+
+async function begin() {
+  nameZone();
+  try {
+    await meet();
+  } catch (problem) {
+    banner.hidden = false;
+    say(banner, problem.message);
+    status("lost", "waiting");
+    setTimeout(begin, 2000);
+    return;
+  }
+  banner.hidden = true;
+  buildTabs();
   addEventListener("hashchange", go);
   go();
   listen();

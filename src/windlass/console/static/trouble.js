@@ -78,6 +78,12 @@ export function troubleView(app) {
 
   async function readFailures() {
     const found = await ask("failures");
+    if (found === null) {
+      fill(failures, h("p", { class: "empty" }, app.pipeline.on_failure
+        ? `Messages about batches that were given up go to ${app.pipeline.on_failure}; they are not read here, as reading takes them away.`
+        : "No on-failure destination is set; with retries without end, as windlass deploys it, no batch is given up."));
+      return;
+    }
     fill(failures, found.length ? h("table", { class: "plain" },
       h("thead", {}, h("tr", {}, ["when", "shard", "condition", "records", "sent to", "what came of it"].map((name) => h("th", {}, name)))),
       h("tbody", {}, found.map((each) => h("tr", {}, h("td", { class: "num" }, moment(each.at_ms)), h("td", {}, shard(each.shard_id)), h("td", {}, each.condition),
