@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from botocore.eventstream import EventStream
 
 from tests import servers
 from tests.builders import trip
@@ -27,7 +28,16 @@ from windlass.apps import load_app
 from windlass.handler import Seams
 from windlass.local.mapping import Delivered, Failure
 from windlass.local.mapping_settings import LATEST, TRIM_HORIZON, Assumptions, MappingSettings, Position
-from windlass.local.poller import EPOCH, MILLISECOND, FileCheckpoints, InProcess, PolledStream, Poller
+from windlass.local.poller import (
+    EPOCH,
+    MILLISECOND,
+    FileCheckpoints,
+    InProcess,
+    PolledStream,
+    Poller,
+    Stream,
+    SubscribedStream,
+)
 from windlass.produce.aggregate import Shard, ShardMap, packed
 from windlass.produce.records import UserRecord
 from windlass.quarantine import MemoryQuarantine, line_of
@@ -40,9 +50,15 @@ QUIRKS = {
     "moto": {
         "resharding": "a split puts the parent's records again, under new sequence numbers, into the children; a merge "
         "copies them. So a mapping finds twice what it had read before (moto.kinesis.models)",
+        "consumers": "it registers consumers and has no SubscribeToShard",
     },
     "kinesalite": {
         "stream_arn": "it is of 2020 and knows streams by name only; AWS has taken StreamARN since 2022",
+        "consumers": "it is older than enhanced fan-out",
+    },
+    "kinesis-mock": {
+        "initial_response": "its answer to SubscribeToShard does not begin with the initial-response that AWS's begins "
+        "with, and that botocore insists on",
     },
 }
 """What a server does in another way than AWS. A test that needs it is skipped with these words, or goes around it."""
@@ -139,7 +155,18 @@ class Trial:
 
     def delete(self) -> None:
         if self.arn:
-            self.client.delete_stream(StreamName=self.name)
+            self.client.delete_stream(StreamName=self.name, EnforceConsumerDeletion=True)
+
+    def register_consumer(self) -> str:
+        made = self.client.register_stream_consumer(StreamARN=self.arn, ConsumerName="conformance")
+        arn = made["Consumer"]["ConsumerARN"]
+        self.until(
+            lambda: (
+                self.client.describe_stream_consumer(ConsumerARN=arn)["ConsumerDescription"]["ConsumerStatus"]
+                == "ACTIVE"
+            )
+        )
+        return arn
 
     def _until_active(self) -> None:
         self.until(
@@ -228,11 +255,18 @@ class Trial:
 
     # -- the mapping ------------------------------------------------------------------------------------------
 
-    def poller(self, function: Callable[..., Any], *, checkpoints: Path | None = None, **fields: Any) -> Poller:
+    def poller(
+        self,
+        function: Callable[..., Any],
+        *,
+        checkpoints: Path | None = None,
+        stream: Stream | None = None,
+        **fields: Any,
+    ) -> Poller:
         pace = self.pace
         assumed = {"grace_ms": pace.grace_ms, "backoff_ms": 5, **fields.pop("assumed", {})}
         settings = MappingSettings(
-            event_source_arn=self.arn,
+            event_source_arn=fields.pop("event_source_arn", self.arn),
             function_arn=FUNCTION_ARN,
             on_failure_arn="arn:aws:sqs:us-east-1:000000000000:discarded",
             poll_ms=pace.poll_ms,
@@ -242,7 +276,7 @@ class Trial:
         )
         return Poller(
             settings,
-            PolledStream(self.client, self.arn),
+            stream or PolledStream(self.client, self.arn),
             InProcess(function, FUNCTION_ARN),
             deliver=self._discard,
             checkpoints=FileCheckpoints(checkpoints) if checkpoints else None,
@@ -387,6 +421,26 @@ def test_lanes_keep_the_order_of_a_key(trial):
             by_key.setdefault(record["kinesis"]["partitionKey"], []).append(record["kinesis"]["sequenceNumber"])
     assert sum(map(len, by_key.values())) == 30
     assert all(came == sorted(came, key=int) for came in by_key.values())
+
+
+def test_a_consumer_is_pushed_every_record_once(trial, monkeypatch):
+    trial.needs("consumers")
+    if trial.has_quirk("initial_response"):
+        monkeypatch.setattr(EventStream, "get_initial_response", lambda self: SimpleNamespace(payload=b"{}"))
+    trial.create(2)
+    consumer_arn = trial.register_consumer()
+    put = trial.put(numbered(10))
+    stream = SubscribedStream(trial.client, consumer_arn)
+    function = Function()
+    try:
+        with trial.running(function, stream=stream, event_source_arn=consumer_arn, batch_size=4):
+            trial.until(lambda: len(function.placed) == 10)
+            put += trial.put(numbered(6, "more"))
+            trial.until(lambda: len(function.placed) >= 16)
+    finally:
+        stream.close()
+    assert Counter(function.placed) == Counter(put)
+    assert {record["eventSourceARN"] for event in function.events for record in event["Records"]} == {consumer_arn}
 
 
 # --- failing -----------------------------------------------------------------------------------------------------
