@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.test_deploy_package import made
 from windlass.commands import deploy as command
 from windlass.commands import verify
+from windlass.deploy.source import Target
 from windlass.local.cloud import ACCOUNT, Cloud
 from windlass.local.mapping_settings import Assumptions
 from windlass.local.poller import wall_clock_ms
@@ -28,6 +30,12 @@ class Clock:
 
     def __call__(self) -> int:
         return wall_clock_ms() + self.ahead_ms
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wheels() -> None:
+    """Skips this file where wheels are neither at hand nor to be had."""
+    made(Target.this_machine())
 
 
 @pytest.fixture
@@ -100,9 +108,9 @@ def verdict(at: command.Common, bucket: str) -> int:
 @pytest.mark.parametrize("fast", ["false", "true"], ids=["awslambdaric", "own loop"])
 def test_a_deployed_stack_computes_exact_totals(cloud, clock, at, capsys, fast):
     assert deployed(at, "shards=2", f"fast_runtime={fast}") == 0, capsys.readouterr().err
-    made = told(capsys)
-    assert made["action"] == "created"
-    bucket = made["resources"]["Bucket"]
+    created = told(capsys)
+    assert created["action"] == "created"
+    bucket = created["resources"]["Bucket"]
     put(cloud, 1500, aggregate=False)
     put(cloud, 1500, aggregate=True)
     capsys.readouterr()
