@@ -88,6 +88,11 @@ def main(data: Path) -> None:
     (data / "aws.pickle").write_bytes((data / "aws.pickle").read_bytes()[:-100])
     print(problem(data))
     (data / "aws.pickle").unlink()
+    with opened(data) as cloud:  # as after a crash: the mapping is there, its stream is not
+        cloud._mappings.at_rest()
+        [mapping] = cloud.view().mappings
+        print(mapping.state, mapping.last_result)
+    (data / "aws.pickle").unlink()
     [stored] = [path for path in (data / "mappings").glob("*.json") if ".checkpoints" not in path.name]
     stored.write_text(json.dumps({"settings": 1}))
     print(problem(data))

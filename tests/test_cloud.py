@@ -236,6 +236,33 @@ def test_a_dry_run_runs_nothing(cloud: Cloud) -> None:
     assert not [call for call in cloud.view().calls if call.function == "dry"]
 
 
+def test_a_function_is_found_by_every_name_it_has(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    arn = function(cloud, "named", "def handler(event, context):\n    return context.invoked_function_arn\n")
+    version = client.publish_version(FunctionName="named")["Version"]
+    client.create_alias(FunctionName="named", Name="live", FunctionVersion=version)
+    for name in ("named", arn, f"{ACCOUNT}:function:named", "named:$LATEST", f"{arn}:live", "named:live"):
+        answer = client.invoke(FunctionName=name)
+        assert answer["ExecutedVersion"] == (version if "live" in name else "$LATEST"), name
+    assert client.invoke(FunctionName="named", Qualifier="live")["ExecutedVersion"] == version
+    message = f"Function not found: {arn}:none"
+    assert refused(client.invoke, FunctionName="named", Qualifier="none") == ("ResourceNotFoundException", message)
+
+
+def test_a_mapping_follows_the_alias_that_it_was_made_with(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    arn = stream(cloud, "aliased")
+    function_arn = function(cloud, "aliased", "def handler(event, context):\n    print('old')\n")
+    version = client.publish_version(FunctionName="aliased")["Version"]
+    client.create_alias(FunctionName="aliased", Name="live", FunctionVersion=version)
+    client.update_function_code(FunctionName="aliased", ZipFile=zipped(ECHO))
+    made = mapping(cloud, f"{function_arn}:live", arn)
+    assert made["FunctionArn"] == f"{function_arn}:live"
+    cloud.client("kinesis").put_record(StreamName="aliased", Data=b"x", PartitionKey="a")
+    assert cloud.settle(timeout_s=30)
+    assert "old" in lines_of(cloud, "aliased")
+
+
 def test_invoke_refuses_what_lambda_refuses(cloud: Cloud) -> None:
     client = cloud.client("lambda")
     code, message = refused(client.invoke, FunctionName="nobody")
@@ -639,11 +666,12 @@ def test_with_a_data_folder_all_of_it_goes_on_after_a_restart(tmp_path: Path) ->
         [sys.executable, str(script), str(tmp_path / "data")], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stderr
-    first, second, third, damaged, kept = result.stdout.splitlines()
+    first, second, third, damaged, crashed, kept = result.stdout.splitlines()
     assert first == "calls 1: ['a'] waiting 0"
     assert second == "calls 1: ['b'] waiting 1"  # what was processed before is not delivered again
     assert third == "item kept object message topic group role"
     assert damaged.startswith(f"{tmp_path / 'data' / 'aws.pickle'} is damaged (")
+    assert crashed == f"Disabled PROBLEM: Stream not found: arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/trips"
     assert "holds no mapping" in kept
 
 

@@ -14,7 +14,6 @@ while it answers.
 
 import io
 import json
-import logging
 import re
 import threading
 import uuid
@@ -56,7 +55,6 @@ _UNLOCKED = ("sqs", "kinesis")  # a receive may wait for twenty seconds; streams
 _CHANGED_BY = ("lambda", "cloudformation")
 
 _in_use = threading.Lock()
-_logger = logging.getLogger(__name__)
 
 
 class CloudProblem(Exception):
@@ -107,7 +105,7 @@ class Cloud:
         seams = Seams(self._hosts, self._monitor, self.client, now_ms, lambda: str(uuid.uuid4()))
         folder = data / "mappings" if data else None
         self._mappings = Mappings(ACCOUNT, seams, folder=folder, assumed=assumed, poll_ms=poll_ms)
-        self._lambda = LambdaApi(self._hosts, self._mappings)
+        self._lambda = LambdaApi(ACCOUNT, self._hosts, self._mappings)
         self._kinesis = KinesisApi(ACCOUNT, self._note_put)
 
     # --- life --------------------------------------------------------------------------------------------------

@@ -59,9 +59,11 @@ class Hosts:
         self._ending = threading.Event()
 
     def record(self, region: str, name: str, qualifier: str | None = None) -> Any | None:
-        """moto's record of a function, by its name or ARN."""
+        """moto's record of a function, by its name, its ARN or the ARN's end, each with a qualifier or without."""
+        tail = name.rpartition("function:")[2]
+        plain, _, named = tail.partition(":")
         try:
-            return lambda_backends[self._account][region].get_function(name, qualifier)
+            return lambda_backends[self._account][region].get_function(plain, qualifier or named or None)
         except UnknownFunctionException:
             return None
 

@@ -83,7 +83,8 @@ def request_of(environ: Mapping[str, Any], region: str, body: bytes) -> Request 
 class LambdaApi:
     """Answers what is to run; None for what moto answers."""
 
-    def __init__(self, hosts: Hosts, mappings: Mappings) -> None:
+    def __init__(self, account: str, hosts: Hosts, mappings: Mappings) -> None:
+        self._account = account
         self._hosts = hosts
         self._mappings = mappings
         self._routes: tuple[tuple[str, str, Callable[..., Answer | None]], ...] = (
@@ -115,7 +116,7 @@ class LambdaApi:
         qualifier = request.query.get("Qualifier")
         record = self._hosts.record(request.region, name, qualifier)
         if record is None:
-            raise _no_function(request, name, qualifier)
+            raise _no_function(self._account, request.region, name, qualifier)
         match request.headers.get("x-amz-invocation-type", "RequestResponse"):
             case "DryRun":
                 return 204, {}, b""
@@ -177,8 +178,8 @@ def _refuse(message: str) -> NoReturn:
     raise InvalidRequest("InvalidParameterValueException", message)  # noqa: EM101
 
 
-def _no_function(request: Request, name: str, qualifier: str | None) -> InvalidRequest:
-    arn = name if name.startswith("arn:") else f"arn:aws:lambda:{request.region}:123456789012:function:{name}"
+def _no_function(account: str, region: str, name: str, qualifier: str | None) -> InvalidRequest:
+    arn = f"arn:aws:lambda:{region}:{account}:function:{name.rpartition('function:')[2]}"
     found = f"{arn}:{qualifier}" if qualifier else arn
     return InvalidRequest("ResourceNotFoundException", f"Function not found: {found}", 404)
 

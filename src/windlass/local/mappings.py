@@ -159,7 +159,7 @@ class Mappings:
     def create(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """CreateEventSourceMapping. Raises InvalidRequest."""
         name = str(request.get("FunctionName") or "")
-        record = self._seams.hosts.record(name.split(":")[3] if name.startswith("arn:") else region, name)
+        record = self._seams.hosts.record(region, name)
         settings = MappingSettings.from_request(
             request,
             uuid=self._seams.new_id(),
@@ -306,12 +306,19 @@ class Mappings:
                 mapping.poller.start()
             with self._lock:
                 mapping.state = after(mapping.state, "ready", enabled=mapping.settings.enabled)
+        except InvalidRequest as refused:
+            _logger.warning("the mapping %s cannot begin: %s", mapping.settings.uuid, refused.message)
+            self._give_up(mapping, refused.message)
         except Exception as error:
             _logger.exception("the mapping %s could not begin", mapping.settings.uuid)
-            mapping.poller, mapping.state = None, State.DISABLED
-            mapping.last_result = f"PROBLEM: {error}"
+            self._give_up(mapping, str(error))
         finally:
             self._workers.discard(threading.current_thread())
+
+    def _give_up(self, mapping: _Mapping, reason: str) -> None:
+        with self._lock:
+            mapping.poller, mapping.state = None, State.DISABLED
+            mapping.last_result = f"PROBLEM: {reason}"
 
     def _poller(self, mapping: _Mapping) -> Poller:
         settings = mapping.settings

@@ -25,6 +25,7 @@ from moto.logs.models import logs_backends
 from windlass.local.function import Outcome, Settings
 
 RECENT_MAX = 200
+RECENT_LINES_MAX = 500
 _FLUSH_S = 0.25
 _EMBEDDED = '{"_aws":'
 
@@ -32,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Called(msgspec.Struct, frozen=True, kw_only=True):
-    """One call, as its log tells of it: times in milliseconds, `lines` from START to REPORT."""
+    """One call, as its log tells of it: times in milliseconds, `lines` from START to REPORT, of many the last."""
 
     function: str
     request_id: str
@@ -129,7 +130,7 @@ class Monitor:
                 memory_used_mb=outcome.memory_used_mb,
                 error_type=error.type if error else "",
                 error_message=error.message if error else "",
-                lines=outcome.lines,
+                lines=outcome.lines[-RECENT_LINES_MAX:],
             )
         )
         self._count(settings, "Invocations", 1, "Count")
