@@ -14,7 +14,8 @@ Rules, where a fault might otherwise ask for what no pipeline can give:
 - Where Lambda ends windows early (its limit is below the pipeline's own, which no deployment has), segments end where
   a batch ended; and new code with another limit cuts elsewhere. No fence can make that exact if the same records
   then come in other batches, after some of them have been written. So from the first write of such a window until a
-  checkpoint behind it is stored, the mapping of that shard neither crashes nor stops, and batches are not split.
+  checkpoint behind it is stored, the mapping of that shard neither crashes nor stops, and batches are not split,
+  nor answered in part on their second way.
 """
 
 import copy
@@ -57,6 +58,7 @@ FUNCTION_ARN = "arn:aws:lambda:us-east-1:000000000000:function:simulated"
 BEGIN_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 SKEW_MS_MAX = 1_500
 TIMEOUT_MS = 60_000
+HAUNT_MS_MAX = 900_000  # "Lambda quotas": a function runs for up to 15 minutes
 SETTLE_MS_MAX = 4 * 3_600_000
 STEPS_PER_RECORD_MAX = 400
 
@@ -140,6 +142,8 @@ class _Runner:
         """The last window whose cuts are not by records: see the prologue."""
         self.furthest = ""
         """The last sequence number that the function has been sent."""
+        self.fresh = False
+        """None of the records of the call under way has been sent before."""
 
     def guard(self, window: Window | None) -> None:
         """No replay of this window: see the prologue."""
@@ -490,7 +494,7 @@ class World:
         call = self._planned(invoke)
         final = invoke.kind in (Kind.FINAL, Kind.EARLY)
         partial = call.mishap == "partial_answer" and invoke.records > 1
-        if partial and (final or flagged or not runner.settings.report_item_failures):
+        if final or flagged or not runner.settings.report_item_failures or (self._early and not runner.fresh):
             partial = False
         sent = event
         if partial:
@@ -607,10 +611,11 @@ class World:
         draw = self.chance.of("zombies").random
         at_ms = self.now_ms + int(draw() * 2 * TIMEOUT_MS)
         kept = len(call.deferred) if draw() < 0.6 else int(draw() * len(call.deferred))
+        apart_ms = min(20_000, HAUNT_MS_MAX // (kept + 1))
         for write in call.deferred[:kept]:
             self._zombies += 1
             self.at(at_ms, self._haunted, runner, write)
-            at_ms += int(draw() * draw() * 20_000)
+            at_ms += int(draw() * draw() * apart_ms)
 
     def _haunted(self, runner: _Runner, write: Any) -> None:
         self._zombies -= 1
@@ -648,14 +653,14 @@ class World:
     def _maybe_update(self, runner: _Runner, invoke: Invoke, event: Any) -> None:
         """New code for this shard; with another limit only where no record is on its second way."""
         last = event["Records"][-1]["kinesis"]["sequenceNumber"] if event["Records"] else ""
-        fresh = (
+        runner.fresh = (
             bool(last) and invoke.attempt == 1 and event["Records"][0]["kinesis"]["sequenceNumber"] > runner.furthest
         )
         runner.furthest = max(runner.furthest, last)
         if not self.has("function_updated") or not self.chance.happens("updates", 0.03):
             return
         limit = runner.state_bytes_max
-        if self.windows and fresh and self.chance.happens("updates", 0.5):
+        if self.windows and runner.fresh and self.chance.happens("updates", 0.5):
             limit = self._drawn_state_limit()
             runner.guard(runner.machine.window)
         self.happened("function_updated")
