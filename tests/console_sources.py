@@ -36,12 +36,15 @@ class MadeUp:
         self.quarantine = MemoryQuarantine()
         self.put_records: list[tuple[str, bytes]] = []
         self.problem = ""
+        self.gone = ""
         self.lock = threading.Lock()
 
     def now_ms(self) -> int:
         return NOW_MS
 
     def pipeline(self) -> Pipeline:
+        if self.gone:
+            raise SourceProblem(self.gone)
         word = self.word
         return Pipeline(
             title=word,

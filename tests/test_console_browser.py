@@ -263,6 +263,16 @@ def test_it_fits_a_phone(chromium):
         page.close()
 
 
+def test_it_waits_for_something_to_show(page):
+    source = MadeUp()
+    source.gone = "no function here reads a Kinesis stream yet"
+    with shown(source, page) as console:
+        page.goto(console.url)
+        page.locator(".waiting", has_text=source.gone).wait_for()
+        source.gone = ""
+        page.wait_for_selector("#live[data-kind=live]")
+
+
 def test_it_is_used_by_keyboard_alone(page):
     source = MadeUp()
     with shown(source, page) as console:

@@ -221,7 +221,9 @@ def local(
     assume: AssumeOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the functions' logs.")] = False,
     console: Annotated[bool, typer.Option("--console/--no-console", help="Show it in a browser, too.")] = True,
-    console_port: Annotated[int, typer.Option(min=0, max=65535, help="Where; 0 for a free port.")] = 0,
+    console_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where; 0 for a free port, as when 4567 is taken.")
+    ] = 4567,
 ) -> None:
     """AWS on this machine, at one endpoint: streams, tables, functions that run, event source mappings that poll."""
     from windlass.commands import local as command
@@ -273,6 +275,9 @@ def mapping_run(
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     starting_position: Annotated[StartName, typer.Option(help="Where to begin.")] = StartName.TRIM_HORIZON,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Begin then instead: 2026-01-31T12:00:00Z, or now-2h.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="At most so many records a call.")] = None,
     batching_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="Gather records so long.")] = None,
     tumbling_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="The length of a window.")] = None,
@@ -316,6 +321,7 @@ def mapping_run(
         handler=handler,
         stream=stream,
         request={name: value for name, value in asked.items() if value is not None},
+        since=since,
         endpoint_url=endpoint_url,
         region=region,
         checkpoints=checkpoints,

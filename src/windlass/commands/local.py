@@ -7,11 +7,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
 from windlass.local.mapping_settings import Assumptions
+
+if TYPE_CHECKING:
+    from windlass.local.cloud import Cloud
+
+CONSOLE_PORT = 4567
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,9 +40,7 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     # Imported here: moto takes a second, and a mistyped option should not.
     try:
         assumed = assumptions(options.assume)
-        from windlass.console.cloud_source import cloud_source
         from windlass.console.problem import ConsoleProblem
-        from windlass.console.server import Console
         from windlass.local.cloud import Cloud, CloudProblem
     except BadOption as problem:
         print(f"windlass local: {problem}", file=err)
@@ -56,8 +59,8 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
             stack.callback(cloud.close)
             print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
             if options.console is not None:
-                console = stack.enter_context(Console(cloud_source(cloud), port=options.console))
-                print(f"The console: {console.url}", file=out, flush=True)
+                url = _console(cloud, options.console, stack)
+                print(f"The console: {url}", file=out, flush=True)
         except (CloudProblem, ConsoleProblem) as problem:
             print(f"windlass local: {problem}", file=err)
             return 2
@@ -65,6 +68,21 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
             pass
     print("windlass local: ended", file=out, flush=True)
     return 0
+
+
+def _console(cloud: "Cloud", port: int, stack: ExitStack) -> str:
+    """Serve the console until the stack ends; its URL. Where the usual port is taken, a free one does."""
+    from windlass.console.cloud_source import cloud_source
+    from windlass.console.problem import ConsoleProblem
+    from windlass.console.server import Console
+
+    source = cloud_source(cloud)
+    try:
+        return stack.enter_context(Console(source, port=port)).url
+    except ConsoleProblem:
+        if port != CONSOLE_PORT:
+            raise
+        return stack.enter_context(Console(source)).url
 
 
 def assumptions(given: Sequence[str]) -> Assumptions:

@@ -186,7 +186,7 @@ Answer = Callable[["Pages", Request], Any]
 
 
 def _told(answer: Answer) -> Callable[["Pages", Request], Awaitable[Response]]:
-    """An answer as JSON, made on a thread: sources block."""
+    """An answer as JSON, made on a thread: sources block. What cannot be read is an answer too: its `problem`."""
 
     @functools.wraps(answer)
     async def respond(pages: "Pages", request: Request) -> Response:
@@ -194,7 +194,7 @@ def _told(answer: Answer) -> Callable[["Pages", Request], Awaitable[Response]]:
         try:
             found = await anyio.to_thread.run_sync(answer, pages, request)
         except (SourceProblem, QuarantineProblem) as problem:
-            return _json({"problem": str(problem)}, 409)
+            return _json({"problem": str(problem)})
         return _json(found)
 
     return respond
@@ -268,7 +268,7 @@ class Pages:
         try:
             found = await anyio.to_thread.run_sync(self.desk.put, wanted.partition_key, wanted.data.encode())
         except SourceProblem as problem:
-            return _json({"problem": str(problem)}, 409)
+            return _json({"problem": str(problem)})
         return _json(found)
 
     async def stream(self, _: Request) -> Response:

@@ -51,9 +51,9 @@ export function rate(value) {
 export function duration(ms) {
   if (ms === null || ms === undefined) return "–";
   if (ms < 1) return ms ? `${ms.toFixed(2)} ms` : "0 ms";
-  if (ms < 10) return `${ms.toFixed(1)} ms`;
+  if (ms < 10) return `${Number(ms.toFixed(1))} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60000) return `${(ms / 1000).toFixed(ms < 10000 ? 1 : 0)} s`;
+  if (ms < 60000) return `${(ms / 1000).toFixed(ms < 10000 && ms % 1000 ? 1 : 0)} s`;
   if (ms < 3600000) return `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s`;
   return `${Math.floor(ms / 3600000)} h ${Math.round((ms % 3600000) / 60000)} min`;
 }
@@ -134,6 +134,6 @@ export async function tell(path, body) {
 
 async function read(response) {
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.problem || `the console answered ${response.status}`);
+  if (!response.ok || (answer && answer.problem)) throw new Error(answer.problem || `the console answered ${response.status}`);
   return answer;
 }

@@ -193,13 +193,11 @@ async function begin() {
   try {
     await meet();
   } catch (problem) {
-    banner.hidden = false;
-    say(banner, problem.message);
-    status("lost", "waiting");
+    fill(main, h("div", { class: "waiting" }, h("h2", {}, "Nothing to show yet"), h("p", {}, problem.message)));
+    status("waiting", "waiting");
     setTimeout(begin, 2000);
     return;
   }
-  banner.hidden = true;
   buildTabs();
   addEventListener("hashchange", go);
   go();
