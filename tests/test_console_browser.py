@@ -119,6 +119,7 @@ def test_a_bad_record_is_found_under_its_reason_and_harms_nobody(running, page):
     page.goto(f"{console.url}#trouble")
     page.locator("[data-reason=not_json]").click()
     page.fill("#rejected-search", "window.harmed")
+    page.locator(".note", has_text="1 found").wait_for()
     page.locator(".list .row", has_text="not_json").first.click()
 
     page.wait_for_function("text => document.querySelector('#record-text')?.textContent === text", arg=SCRIPT)
