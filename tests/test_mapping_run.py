@@ -84,6 +84,43 @@ def test_failing_calls_are_told_and_make_the_status(cloud: Cloud, app: Path) -> 
     assert "attempt=2 ValueError: no" in said
 
 
+def test_a_mapping_may_begin_at_a_moment(cloud: Cloud, app: Path) -> None:
+    put(cloud, "since", "a")
+    assert run(cloud, f"{app}:handler", "since", since="now-1h")[1]["polled"] == 1
+    assert run(cloud, f"{app}:handler", "since", since="now")[1]["polled"] == 0
+
+
+def test_a_mapping_ends_when_its_time_is_over(cloud: Cloud, app: Path) -> None:
+    status, counted, _ = run(cloud, f"{app}:handler", "there", until_settled=False, for_s=0.05)
+    assert (status, counted["polled"]) == (0, 0)
+
+
+class Terminal(io.StringIO):
+    """Something that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_shards_and_not_every_call(cloud: Cloud, app: Path) -> None:
+    put(cloud, "shown", "a", "fails")
+    out, err = io.StringIO(), Terminal()
+    options = command.Options(
+        handler=f"{app}:handler",
+        stream="shown",
+        request={"StartingPosition": "TRIM_HORIZON", "MaximumRetryAttempts": 1},
+        endpoint_url=cloud.endpoint_url,
+        region="us-east-1",
+        until_settled=True,
+        assume=FAST,
+    )
+    assert command.run(options, out=out, err=err) == 1
+    assert "attempt=" not in err.getvalue()
+    last = err.getvalue().split("open window")[-1]
+    assert "shardId-0000" in last
+    assert json.loads(out.getvalue())["errors"] == 2
+
+
 @pytest.mark.parametrize(
     ("app", "stream", "more", "word"),
     [
@@ -93,6 +130,7 @@ def test_failing_calls_are_told_and_make_the_status(cloud: Cloud, app: Path) -> 
         ("{app}:handler", "missing", {}, "ResourceNotFoundException"),
         ("{app}:handler", "there", {"request": {"BatchSize": 0}}, "greater than or equal to 1"),
         ("{app}:handler", "there", {"assume": ["grace=1"]}, "--assume grace=1"),
+        ("{app}:handler", "there", {"since": "yesterday"}, "'yesterday' is no moment"),
     ],
 )  # fmt: skip
 def test_what_cannot_begin_is_one_line(

@@ -4,11 +4,12 @@ import json
 import signal
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
@@ -16,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from windlass.apps import AppProblem, load_handler
 from windlass.commands.clients import ClientProblem, client
 from windlass.commands.local import BadOption, assumptions
+from windlass.commands.verify import moment_ms
 from windlass.local.destination import AwsDestination
 from windlass.local.mapping import Answered, Failed, Invoke, Outcome
 from windlass.local.mapping_settings import InvalidRequest, MappingSettings
@@ -25,18 +27,38 @@ from windlass.local.poller import (
     MemoryCheckpoints,
     PolledStream,
     Poller,
+    ShardStatus,
     wall_clock_ms,
 )
+from windlass.verify import CannotVerify
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REFRESH_S = 0.25
+TROUBLES_MAX = 5
+TROUBLE_CHARS_MAX = 160
 FUNCTION_ARN = "arn:aws:lambda:{region}:{account}:function:{name}"
+
+_PROBLEMS = (
+    AppProblem,
+    BadOption,
+    BotoCoreError,
+    CannotVerify,
+    ClientError,
+    ClientProblem,
+    InvalidRequest,
+    ValueError,
+)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says. `request` has the members of CreateEventSourceMapping."""
+    """What the command line says. `request` has the members of CreateEventSourceMapping, but for a start `since`."""
 
     handler: str
     stream: str
     request: Mapping[str, Any]
+    since: str | None = None
     endpoint_url: str | None = None
     region: str | None = None
     checkpoints: Path | None = None
@@ -54,9 +76,11 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         with _ctrl_c() as told:
             poller.start()
             print(f"polling {options.stream}; Ctrl-C ends it", file=err, flush=True)
-            _wait(poller, options, told)
-            poller.stop()
-    except (AppProblem, BadOption, ClientProblem, InvalidRequest, ValueError, BotoCoreError, ClientError) as problem:
+            with _screen(poller, err) as refresh:
+                _wait(poller, options, told, refresh)
+                poller.stop()
+                refresh()
+    except _PROBLEMS as problem:
         print(f"windlass mapping run: {problem}", file=err)
         return 2
     counted = _counted(poller)
@@ -71,7 +95,8 @@ def _poller(options: Options, err: TextIO) -> Poller:
     settings = _settings(options, stream_arn)
 
     def observe(call: Invoke, outcome: Outcome) -> None:
-        print(_line(call, outcome), file=err, flush=True)
+        if not err.isatty():  # a terminal shows a table of the shards instead
+            print(_line(call, outcome), file=err, flush=True)
 
     return Poller(
         settings,
@@ -93,8 +118,12 @@ def _poller(options: Options, err: TextIO) -> Poller:
 def _settings(options: Options, stream_arn: str) -> MappingSettings:
     region, account = stream_arn.split(":")[3:5]
     name = options.handler.rpartition(":")[2] or "handler"
+    request = {**options.request, "EventSourceArn": stream_arn}
+    since_ms = moment_ms(options.since, wall_clock_ms())
+    if since_ms is not None:
+        request |= {"StartingPosition": "AT_TIMESTAMP", "StartingPositionTimestamp": since_ms / 1000}
     return MappingSettings.from_request(
-        {**options.request, "EventSourceArn": stream_arn},
+        request,
         uuid=str(uuid.uuid4()),
         function_arn=FUNCTION_ARN.format(region=region, account=account, name=name),
         role_arn=f"arn:aws:iam::{account}:role/local",
@@ -103,12 +132,57 @@ def _settings(options: Options, stream_arn: str) -> MappingSettings:
     )
 
 
-def _wait(poller: Poller, options: Options, told: threading.Event) -> None:
-    if options.until_settled:
-        while not told.is_set() and not poller.settle(timeout_s=0.5):
-            pass
-    else:
-        told.wait(options.for_s)
+def _wait(poller: Poller, options: Options, told: threading.Event, refresh: Callable[[], None]) -> None:
+    """Until Ctrl-C, or the time is over, or everything is processed. A loop that broke ends it; stop() raises why."""
+    deadline = None if options.for_s is None else time.monotonic() + options.for_s
+    while not (told.is_set() or poller.broken):
+        refresh()
+        left_s = REFRESH_S if deadline is None else min(REFRESH_S, deadline - time.monotonic())
+        if left_s <= 0:
+            return
+        if not options.until_settled:
+            told.wait(left_s)
+        elif poller.settle(timeout_s=left_s):
+            return
+
+
+@contextmanager
+def _screen(poller: Poller, err: TextIO) -> Iterator[Callable[[], None]]:
+    """On a terminal, a table of the shards; gives what brings it up to date."""
+    if not err.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(file=err), refresh_per_second=4) as live:
+        yield lambda: live.update(_picture(poller.status()))
+
+
+def _picture(shards: Sequence[ShardStatus]) -> "Table":
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    troubles = [f"{each.shard_id}: {' '.join(each.trouble.split())}" for each in shards if each.trouble]
+    shown = [escape(trouble[:TROUBLE_CHARS_MAX]) for trouble in troubles[:TROUBLES_MAX]]
+    table = Table(box=SIMPLE, caption="\n".join(shown), caption_justify="left")
+    for heading in ("shard", "open window"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("records", "calls", "failed", "behind"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for shard in shards:
+        counters = shard.counters
+        open_window = f"{shard.window.start[11:19]}-{shard.window.end[11:19]}" if shard.window else ""
+        table.add_row(
+            shard.shard_id,
+            "ended" if shard.done else open_window,
+            f"{counters.polled:,}",
+            f"{counters.invocations:,}",
+            f"{counters.errors:,}",
+            f"{counters.behind_latest_ms / 1000:,.1f} s",
+        )
+    return table
 
 
 def _line(call: Invoke, outcome: Outcome) -> str:

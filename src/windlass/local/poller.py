@@ -621,11 +621,16 @@ class Poller:
         while not (self._is_settled(since_ms) and self._discover() == 0 and self._is_settled(since_ms)):
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            with self._lock:
-                if any(loop.error is not None for loop in self._loops.values()):
-                    return False
+            if self.broken:
+                return False
             time.sleep(SETTLE_POLL_S)
         return True
+
+    @property
+    def broken(self) -> bool:
+        """Whether a loop has ended with an error, which `stop` raises."""
+        with self._lock:
+            return any(loop.error is not None for loop in self._loops.values())
 
     @property
     def last_result(self) -> str:
