@@ -1,6 +1,7 @@
 """The local endpoint, through its door: boto3, real function processes, real mappings."""
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -330,6 +331,31 @@ def test_a_function_that_cannot_run_here_is_refused_when_it_is_made(
     found_code, found_message = refused(unchecked(cloud, "lambda").create_function, **request)
     assert found_code == code
     assert message in found_message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("functions", b'{"Timeout": "x"}', "SerializationException"),
+        ("functions", b'{"Environment": 5}', "SerializationException"),
+        ("functions", b'{"Code": []}', "SerializationException"),
+        ("functions", b"{", "InvalidRequestContentException"),
+        ("event-source-mappings", b"[1]", "InvalidRequestContentException"),
+        ("event-source-mappings", b'{"FunctionName": 5}', "SerializationException"),
+        ("event-source-mappings", b'{"FilterCriteria": {"Filters": [7]}}', "SerializationException"),
+        ("event-source-mappings", b'{"BatchSize": "many", "StartingPosition": "LATEST"}', "InvalidParameterValue"),
+        ("functions/x/invocations", b"no JSON", "ResourceNotFoundException"),
+    ],
+)  # fmt: skip
+def test_a_request_of_the_wrong_shape_is_refused(cloud: Cloud, path: str, body: bytes, kind: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", cloud.port)
+    scope = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/lambda/aws4_request, SignedHeaders=x, Signature=y"
+    connection.request("POST", f"/2015-03-31/{path}", body, {"Authorization": scope})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    assert 400 <= answer.status < 500
+    assert (answer.getheader("x-amzn-ErrorType") or "").startswith(kind)
 
 
 # --- event source mappings --------------------------------------------------------------------------------------

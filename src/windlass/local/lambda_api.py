@@ -43,6 +43,38 @@ Answer: TypeAlias = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
 
 
+class _Variables(msgspec.Struct):
+    Variables: dict[str, str] | None = None
+
+
+class _FunctionShape(msgspec.Struct):
+    """What is looked at of a request about a function, by its types; so that nothing of another type is."""
+
+    FunctionName: str | None = None
+    Runtime: str | None = None
+    PackageType: str | None = None
+    Timeout: int | None = None
+    MemorySize: int | None = None
+    Environment: _Variables | None = None
+    Code: dict[str, Any] | None = None
+    ZipFile: str | None = None
+
+
+class _MappingShape(msgspec.Struct):
+    """The same for a request about a mapping; its numbers are looked at by `MappingSettings`."""
+
+    FunctionName: str | None = None
+    EventSourceArn: str | None = None
+    StartingPosition: str | None = None
+    StartingPositionTimestamp: float | None = None
+    Enabled: bool | None = None
+    BisectBatchOnFunctionError: bool | None = None
+    FunctionResponseTypes: list[str] | None = None
+    DestinationConfig: dict[str, dict[str, str] | None] | None = None
+    FilterCriteria: dict[str, list[dict[str, str]] | None] | None = None
+    MetricsConfig: dict[str, list[str] | None] | None = None
+
+
 class Request(msgspec.Struct, frozen=True):
     """A call as it came: `path` without the API's date, decoded; header names in lower case."""
 
@@ -53,8 +85,8 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     region: str
 
-    def json(self) -> dict[str, Any]:
-        """The body as an object. Raises InvalidRequest."""
+    def json(self, shape: type[msgspec.Struct]) -> dict[str, Any]:
+        """The body as an object whose members have the shape's types. Raises InvalidRequest."""
         try:
             decoded = json.loads(self.body or b"{}")
         except ValueError:
@@ -62,6 +94,10 @@ class Request(msgspec.Struct, frozen=True):
         if not isinstance(decoded, dict):
             msg = "Could not parse request body into json"
             raise InvalidRequest("InvalidRequestContentException", msg)  # noqa: EM101
+        try:
+            msgspec.convert(decoded, shape)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest("SerializationException", str(error)) from None  # noqa: EM101
         return decoded
 
 
@@ -131,7 +167,7 @@ class LambdaApi:
     # --- mappings ----------------------------------------------------------------------------------------------
 
     def _create_mapping(self, request: Request) -> Answer:
-        return _json(202, self._mappings.create(request.region, request.json()))
+        return _json(202, self._mappings.create(request.region, request.json(_MappingShape)))
 
     def _list_mappings(self, request: Request) -> Answer:
         found = self._mappings.listed(
@@ -143,7 +179,7 @@ class LambdaApi:
         return _json(200, self._mappings.get(uuid))
 
     def _update_mapping(self, request: Request, uuid: str) -> Answer:
-        return _json(202, self._mappings.update(uuid, request.json()))
+        return _json(202, self._mappings.update(uuid, request.json(_MappingShape)))
 
     def _delete_mapping(self, request: Request, uuid: str) -> Answer:  # noqa: ARG002
         return _json(202, self._mappings.delete(uuid))
@@ -151,17 +187,17 @@ class LambdaApi:
     # --- functions: what would not run is refused here, the rest is moto's -----------------------------------------
 
     def _check_function(self, request: Request) -> None:
-        function = request.json()
+        function = request.json(_FunctionShape)
         if function.get("PackageType", "Zip") != "Zip":
             _refuse("Functions from container images cannot run here; give a zip")
         _check_settings(function)
         _check_zip((function.get("Code") or {}).get("ZipFile"))
 
     def _check_configuration(self, request: Request, name: str) -> None:  # noqa: ARG002
-        _check_settings(request.json())
+        _check_settings(request.json(_FunctionShape))
 
     def _check_code(self, request: Request, name: str) -> None:  # noqa: ARG002
-        _check_zip(request.json().get("ZipFile"))
+        _check_zip(request.json(_FunctionShape).get("ZipFile"))
 
 
 def refusal(refused: InvalidRequest) -> Answer:
