@@ -46,6 +46,13 @@ def test_the_shards_are_listed_once_and_again_for_one_that_is_new():
     assert len(kinesis.calls) == 2
 
 
+def test_an_event_of_an_enhanced_fan_out_consumer_asks_for_its_streams_shards():
+    kinesis = Kinesis([shard("s-1", 0, 4, "s-0")])
+
+    assert KinesisShards(kinesis).within(f"{STREAM}/consumer/fast:1700000000", "s-1") == HashRange(0, 4)
+    assert kinesis.calls == [{"StreamARN": STREAM}]
+
+
 def test_an_unknown_shard_and_a_refused_listing_say_what_to_do():
     with pytest.raises(ShardUnknown, match="does not name s-9"):
         KinesisShards(Kinesis([])).within(STREAM, "s-9")

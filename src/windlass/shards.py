@@ -25,7 +25,9 @@ class Shards(Protocol):
 class KinesisShards:
     """ListShards, asked once per stream and again for a shard that it did not name then.
 
-    Closed shards keep their ranges, and ListShards goes on naming them while they hold records.
+    Closed shards keep their ranges, and ListShards goes on naming them while they hold records. Where the event source
+    is an enhanced fan-out consumer the event names that (stream ARN/consumer/NAME:CREATED), which ListShards refuses:
+    the stream's own ARN is its first part ("RegisterStreamConsumer", Kinesis API Reference).
     """
 
     def __init__(self, client: Any) -> None:
@@ -34,6 +36,7 @@ class KinesisShards:
 
     def within(self, stream_arn: str, shard: str) -> HashRange | None:
         """Needs the right kinesis:ListShards. Raises ShardUnknown."""
+        stream_arn = stream_arn.partition("/consumer/")[0]
         if (stream_arn, shard) not in self._ranges:
             self._list(stream_arn)
         try:
