@@ -264,6 +264,21 @@ def test_it_fits_a_phone(chromium):
         page.close()
 
 
+def test_nothing_moves_under_who_is_reading(page):
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
+    with shown(source, page) as console:
+        page.goto(f"{console.url}#trouble")
+        page.locator(".list .row").nth(1).click()
+        before = page.locator(".list .row").all_inner_texts()
+        source.quarantine.put("shardId-000000000000", [refused(9)])
+        page.locator(".note", has_text="1 more since").wait_for()
+        assert page.locator(".list .row").all_inner_texts() == before
+        page.keyboard.press("Escape")
+        page.locator(".note", has_text="4 in quarantine").wait_for()
+        assert page.locator(".list .row").count() == 4
+
+
 def test_it_waits_for_something_to_show(page):
     source = MadeUp()
     source.gone = "no function here reads a Kinesis stream yet"

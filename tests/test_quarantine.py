@@ -320,3 +320,25 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / SHARD / ".half.part").write_text("half")
     assert list(FolderQuarantine(tmp_path).read()) == []
+
+
+def test_object_by_object_gives_what_reading_whole_gives(opened):
+    opened().put(SHARD, [rejected(2), rejected(1)])
+    opened().put(SHARD, [rejected(3)])
+
+    names = opened().names()
+
+    assert len(names) == len(set(names)) == 2
+    found = [record for name in names for record in opened().read_object(name)]
+    assert sorted_by_place(found) == sorted_by_place(opened().read()) == [rejected(1), rejected(2), rejected(3)]
+
+
+def test_an_object_that_is_not_there_is_said(opened):
+    with pytest.raises(QuarantineProblem):
+        opened().read_object(f"{SHARD}/1-2.ndjson")
+
+
+def test_no_quarantine_has_no_objects():
+    assert NoQuarantine().names() == []
+    with pytest.raises(QuarantineProblem, match="dropped on purpose"):
+        NoQuarantine().read_object("any")

@@ -190,6 +190,9 @@ class MemoryQuarantine:
 
     def read_object(self, name: str) -> list[Rejected]:
         """As the protocol says."""
+        if name not in self.objects:
+            msg = f"there is no object {name} in this quarantine"
+            raise QuarantineProblem(msg)
         return list(self.objects[name])
 
 

@@ -53,6 +53,7 @@ export class Chart {
   across(low, high) {
     if (low === null || low === undefined) return [Date.now() / 1000 - 60, Date.now() / 1000];
     const least = this.span || 60;
+    if (this.data[0].length === 1) return [this.data[0][0] - least / 2, this.data[0][0] + least / 2];
     return high - low >= least ? [low, high] : [high - least, high];
   }
 

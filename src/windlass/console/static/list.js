@@ -11,9 +11,10 @@ export class VirtualList {
     this.total = 0;
     this.turn = 0;
     this.picked = null;
+    this.name = label.toLowerCase().replaceAll(" ", "-");
     this.space = h("div", { class: "list-space" });
     this.scroller = h("div", {
-      class: "list", role: "grid", tabindex: "0", "aria-label": label,
+      class: "list", role: "listbox", tabindex: "0", "aria-label": label,
       onscroll: () => this.later(), onkeydown: (event) => this.key(event),
     }, this.space);
     this.empty = h("p", { class: "empty", hidden: true }, empty);
@@ -34,6 +35,17 @@ export class VirtualList {
       fresh.set(page, answer.rows);
     }
     this.pages = fresh;
+    this.render();
+  }
+
+  // Whether somebody is reading: then nothing may move under his eyes.
+  held() {
+    return this.picked !== null || this.scroller.scrollTop > 4;
+  }
+
+  letGo() {
+    this.picked = null;
+    this.scroller.removeAttribute("aria-activedescendant");
     this.render();
   }
 
@@ -82,7 +94,7 @@ export class VirtualList {
 
   render() {
     this.empty.hidden = this.total > 0;
-    this.scroller.setAttribute("aria-rowcount", this.total);
+    if (this.picked !== null) this.scroller.setAttribute("aria-activedescendant", `${this.name}-picked`);
     if (this.fits) this.scroller.style.height = `${Math.min(this.fits, Math.max(4, this.total)) * this.rowHeight}px`;
     this.space.style.height = `${Math.min(this.total * this.rowHeight, 16000000)}px`;
     const { first, last } = this.sight();
@@ -93,7 +105,8 @@ export class VirtualList {
       const isPicked = row && name === this.picked;
       const element = h("div", {
         class: `row ${row ? this.rowClass(row) : "unread"} ${isPicked ? "picked" : ""}`,
-        role: "row", "aria-rowindex": String(index + 1), "aria-selected": isPicked ? "true" : "false",
+        role: "option", id: isPicked ? `${this.name}-picked` : null,
+        "aria-posinset": String(index + 1), "aria-setsize": String(this.total), "aria-selected": isPicked ? "true" : "false",
         onclick: () => row && this.pick(index),
       }, row ? this.draw(row) : null);
       element.style.transform = `translateY(${index * this.rowHeight}px)`;

@@ -62,7 +62,7 @@ export function logsView() {
     return "";
   }
 
-  function closed() { element.classList.remove("has-detail"); list.picked = null; list.render(); }
+  function closed() { element.classList.remove("has-detail"); list.letGo(); }
 
   const followed = h("button", { type: "button", class: "toggle", "aria-pressed": "true", id: "follow", onclick: () => follow(!state.following) }, "Follow");
   function follow(on) {

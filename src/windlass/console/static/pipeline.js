@@ -24,16 +24,29 @@ export function pipelineView(app) {
   const shards = h("div", { class: "shards", role: "table", "aria-label": "Shards" });
 
   const drawing = h("div", { class: "drawing" },
-    node("stream", "Kinesis stream", pipeline.stream, h("p", { class: "dim", id: "shard-count" })),
+    node("stream", "Kinesis stream", pipeline.stream, h("p", { class: "dim", id: "shard-count" }), h("div", { class: "minimap", "aria-hidden": "true" })),
     arrow("received", "records"),
     node("mapping", "Event source mapping", pipeline.every_ms ? `windows of ${duration(pipeline.every_ms)}` : "no windows", pairs(pipeline.mapping)),
     arrow("invocations", "calls"),
-    node("function", "Lambda function", pipeline.function, pairs(pipeline.runtime)),
+    node("function", "Lambda function", pipeline.function, pairs(pipeline.runtime), h("p", { class: "dim", id: "function-errors" })),
     arrow("flushed_rows", "rows"),
     node("table", "DynamoDB table", pipeline.table, tableNote,
       h("p", { class: "dim" }, `one item per ${pipeline.key_attribute}${pipeline.keeps_windows ? " and window" : ", its newest window"}`)),
     h("div", { class: "branch" }, arrow("rejected", "rejected", "down"), node("quarantine", "Quarantine", pipeline.quarantine, rejectedNote)),
     pipeline.on_failure ? node("failure", "On failure", pipeline.on_failure) : null);
+
+  function miniature(open) {
+    const map = drawing.querySelector(".minimap");
+    const text = JSON.stringify(open.map((view) => [view.low, view.high, view.state]));
+    if (map.dataset.text === text) return;
+    map.dataset.text = text;
+    fill(map, open.map((view) => {
+      const piece = h("i", { class: view.state === "blocked" ? "blocked-piece" : "" }, open.length <= 12 ? shard(view.shard_id) : "");
+      piece.style.left = `${view.low * 100}%`;
+      piece.style.width = `${(view.high - view.low) * 100}%`;
+      return piece;
+    }));
+  }
 
   // --- shards --------------------------------------------------------------------------------------------------
   function showShards(tick) {
@@ -140,6 +153,9 @@ export function pipelineView(app) {
         line.classList.toggle("moving", now > 0);
       }
       say(drawing.querySelector("#shard-count"), `${count(tick.shards.filter((view) => !view.closed).length)} open shards · ${rate(tick.rates.incoming)} put`);
+      say(drawing.querySelector("#function-errors"), `${rate(tick.rates.errors)} errors · ${rate(tick.rates.throttles)} throttled`);
+      drawing.querySelector("#function-errors").classList.toggle("bad", tick.rates.errors > 0);
+      miniature(tick.shards.filter((view) => !view.closed).slice(0, 64));
       say(tableNote, `${count(tick.items)} items · ${count(tick.keys)} keys`);
       say(rejectedNote, `${count(tick.rejected)} records`);
       showShards(tick);

@@ -63,7 +63,15 @@ export function troubleView(app) {
       h("details", {}, h("summary", {}, "base64"), h("pre", { class: "log" }, record.base64)));
   }
 
-  function closed() { element.classList.remove("has-detail"); list.picked = null; list.render(); }
+  function closed() { element.classList.remove("has-detail"); list.letGo(); }
+
+  // Somebody reads on in the list: only the counts follow.
+  async function countNew() {
+    const answer = await ask("rejected", { limit: 0 });
+    drawReasons(answer.reasons);
+    const more = answer.reasons.reduce((sum, each) => sum + each.count, 0) - list.total;
+    if (!state.reason && !state.text && more > 0) say(note, `${count(list.total)} in quarantine · ${count(more)} more since (Esc)`);
+  }
 
   function showBlocked(tick) {
     const found = tick.shards.filter((view) => view.trouble);
@@ -101,7 +109,7 @@ export function troubleView(app) {
 
   return {
     element,
-    escape: closed,
+    escape: () => { closed(); list.scroller.scrollTop = 0; state.revision = -1; },
     opened: () => { state.revision = -1; state.failures = -1; },
     repaint: () => list.render(),
     show: async (tick) => {
@@ -110,7 +118,7 @@ export function troubleView(app) {
       if (state.busy || tick.revision.rejected === state.revision) return;
       state.revision = tick.revision.rejected;
       state.busy = true;
-      try { await list.refresh(); } finally { state.busy = false; }
+      try { await (list.held() ? countNew() : list.refresh()); } finally { state.busy = false; }
     },
   };
 }

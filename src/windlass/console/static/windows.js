@@ -46,6 +46,18 @@ export function windowsView(app) {
     return row;
   }
 
+  // The bar moves on its own until the next tick; backwards it jumps, as another window has begun.
+  function glide(row, now, soon) {
+    if (soon < (row.soon || 0)) {
+      row.bar.style.transition = "none";
+      row.bar.style.transform = `scaleX(${now})`;
+      row.bar.getBoundingClientRect();
+      row.bar.style.transition = "";
+    }
+    row.soon = soon;
+    row.bar.style.transform = `scaleX(${soon})`;
+  }
+
   function showOpen(tick) {
     const shown = tick.shards.filter((view) => view.state !== "done").slice(0, 64);
     const names = new Set(shown.map((view) => view.shard_id));
@@ -54,8 +66,9 @@ export function windowsView(app) {
       if (!rows.has(view.shard_id)) { rows.set(view.shard_id, openRow(view)); openRows.append(rows.get(view.shard_id).element); }
       const row = rows.get(view.shard_id);
       const has = view.window !== null;
-      const share = has ? Math.min(1, Math.max(0, (tick.now_ms - view.window[0]) / (view.window[1] - view.window[0]))) : 0;
-      row.bar.style.transform = `scaleX(${share})`;
+      const shareAt = (ms) => (has ? Math.min(1, Math.max(0, (ms - view.window[0]) / (view.window[1] - view.window[0]))) : 0);
+      const share = shareAt(tick.now_ms);
+      glide(row, share, shareAt(tick.now_ms + 1000));
       row.progress.setAttribute("aria-valuenow", String(Math.round(share * 100)));
       row.progress.classList.toggle("closing", share >= 1);
       say(row.when, has ? `${clock(view.window[0])} – ${clock(view.window[1])}` : "no open window");
@@ -139,7 +152,7 @@ export function windowsView(app) {
     detail.hidden = false;
     const shards = Object.entries(item.shards).sort();
     fill(detail,
-      h("button", { class: "quiet close", "aria-label": "Close", onclick: () => { detail.hidden = true; } }, "×"),
+      h("button", { class: "quiet close", "aria-label": "Close", onclick: closed }, "×"),
       h("h3", {}, `${pipeline.key_attribute} ${item.key}`),
       h("p", { class: "dim num" }, `${moment(item.window_start_ms)} – ${item.window_end_ms ? clock(item.window_end_ms) : ""}`),
       h("dl", { class: "pairs" },
@@ -149,6 +162,12 @@ export function windowsView(app) {
       h("table", { class: "fence" },
         h("thead", {}, h("tr", {}, h("th", {}, "shard"), h("th", {}, "applied through"))),
         h("tbody", {}, shards.map(([name, position]) => h("tr", {}, h("td", {}, name), h("td", { class: "mono" }, position.replace(/^0+/, "").replace(/\.0+$/, "")))))));
+  }
+
+  function closed() {
+    detail.hidden = true;
+    state.revision = -1;
+    list.letGo();
   }
 
   const suggestions = h("datalist", { id: "keys-known" });
@@ -179,7 +198,7 @@ export function windowsView(app) {
 
   return {
     element,
-    escape: () => { detail.hidden = true; },
+    escape: () => { closed(); list.scroller.scrollTop = 0; },
     repaint: () => { chart.redraw(); list.render(); },
     opened: () => { state.revision = -1; },
     show: async (tick) => {
@@ -187,7 +206,7 @@ export function windowsView(app) {
       if (state.busy || tick.revision.items === state.revision) return;
       state.revision = tick.revision.items;
       state.busy = true;
-      try { await Promise.all([readChart(), list.refresh()]); } finally { state.busy = false; }
+      try { await Promise.all([readChart(), list.held() ? null : list.refresh()]); } finally { state.busy = false; }
     },
   };
 }
