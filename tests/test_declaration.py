@@ -25,6 +25,14 @@ class Trip(Record):
     paid: bool = False
 
 
+class Build(Record):
+    version: str
+    windowStart: str
+    applied: int
+    device: str
+    grade: Literal["", "A"]
+
+
 class Reading(Record):
     device: Device
     value: float
@@ -64,6 +72,11 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"totals": {"applied#x": Count()}}, "named like an attribute of Windlass"),
         ({"totals": {"": Count()}}, "named like an attribute"),
         ({"totals": {"a": Mean("miles"), "a#sum": Count()}}, "both stored as 'a#sum'"),
+        ({"totals": {"applied": Mean("miles")}}, "stored as 'applied#sum', like an attribute of Windlass"),
+        ({"record": Build, "key": "version"}, "'version' is named like an attribute that Windlass writes"),
+        ({"record": Build, "key": ["device", "version"]}, "'version' is named like an attribute that Windlass writes"),
+        ({"record": Build, "key": "windowStart"}, "'windowStart' is named like an attribute that Windlass writes"),
+        ({"record": Build, "key": ["applied", "device"]}, "'applied#device' is named like an attribute"),
         ({"totals": {"x": Sum("miles", decimals=29)}}, "0 to 28"),
         ({"layout": "newest"}, "history or latest"),
         ({"aggregates": "some"}, "keep_insiders or keep_all"),

@@ -208,6 +208,7 @@ def compile_windows(
     fields = {field.attribute: field for field in fields_of(record)}
     seconds = _whole_seconds(every_s)
     parts = _key_parts(record, fields, [key] if isinstance(key, str) else list(key))
+    _check_key_names(parts)
     _check_totals(record, fields, parts, totals)
     for part in parts:
         _limit_key(fields, part, len(parts))
@@ -283,6 +284,21 @@ def _field(record: type[Record], fields: dict[str, Field], name: str, role: str)
     return field
 
 
+def _check_key_names(parts: tuple[KeyPart, ...]) -> None:
+    """A key's fields are attributes of the item, beside those that Windlass keeps there for itself."""
+    for name in (*(part.name for part in parts), "#".join(part.name for part in parts)):
+        if _is_reserved(name):
+            msg = (
+                f"key {name!r} is named like an attribute that Windlass writes to each item: "
+                'declare the field under another name, like release: str = field(name="version")'
+            )
+            raise DeclarationError(msg)
+
+
+def _is_reserved(attribute: str) -> bool:
+    return attribute in _RESERVED or attribute.startswith("applied#")
+
+
 def _check_totals(
     record: type[Record], fields: dict[str, Field], parts: tuple[KeyPart, ...], totals: Mapping[str, Total]
 ) -> None:
@@ -296,11 +312,14 @@ def _check_totals(
         if not isinstance(total, Total):
             msg = f"total {name!r} is {total!r}: use Count(), Sum, Mean, Min or Max"
             raise DeclarationError(msg)
-        if not name or name in reserved or name.startswith("applied#"):
+        if not name or name in reserved or _is_reserved(name):
             msg = f"total {name!r} is named like an attribute of {reserved.get(name, 'Windlass')}: give it another name"
             raise DeclarationError(msg)
         _check_total(record, fields, name, total)
         for column in _columns(fields, name, total):
+            if _is_reserved(column.attribute):
+                msg = f"total {name!r} is stored as {column.attribute!r}, like an attribute of Windlass: rename it"
+                raise DeclarationError(msg)
             if column.attribute in taken:
                 msg = (
                     f"totals {taken[column.attribute]} and {name!r} are both stored as {column.attribute!r}: rename one"
