@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import pytest
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from windlass.sim.faults import FAULTS, UnknownFault, chosen
 from windlass.sim.proof import assert_exact
 from windlass.sim.records import NoCleanRecord, pool_of, reading_of
 from windlass.sim.runs import Options, run, run_many
+from windlass.sim.table import MemoryTable
 from windlass.sim.world import World
 
 APP = "examples/taxi/app.py:trips"
@@ -251,3 +253,14 @@ def test_the_page_names_every_fault_and_invariant():
     page = (Path(__file__).parent.parent / "docs" / "simulator.md").read_text()
     names = [fault.name for fault in FAULTS] + list(INVARIANTS)
     assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_the_fixture_proves_a_pipeline_in_a_users_test(simulate):
+    assert simulate(PIPELINES["taxi"], runs=2, records=30).exact == 2
+
+
+def test_the_fixture_fails_with_seed_invariant_and_timeline(simulate, monkeypatch):
+    merge = MemoryTable._merge
+    monkeypatch.setattr(MemoryTable, "_merge", lambda self, row: merge(self, msgspec.structs.replace(row, first="~")))
+    with pytest.raises(AssertionError, match=r"(?s)seed \d+ breaks never_too_much: .*--runs 1.*mapping starts"):
+        simulate(PIPELINES["taxi"], runs=20, records=60, shrink_s=0.2)
