@@ -77,7 +77,10 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"record": Build, "key": ["device", "version"]}, "'version' is named like an attribute that Windlass writes"),
         ({"record": Build, "key": "windowStart"}, "'windowStart' is named like an attribute that Windlass writes"),
         ({"record": Build, "key": ["applied", "device"]}, "'applied#device' is named like an attribute"),
+        ({"record": Build, "key": "grade", "totals": {"n": Count()}}, "grade may be '': DynamoDB takes keys"),
         ({"totals": {"x": Sum("miles", decimals=29)}}, "0 to 28"),
+        ({"state_bytes_max": 1_000_001}, "state_bytes_max is 1 to 1000000 bytes"),
+        ({"state_bytes_max": 0}, "state_bytes_max is 1 to 1000000 bytes"),
         ({"layout": "newest"}, "history or latest"),
         ({"aggregates": "some"}, "keep_insiders or keep_all"),
         ({"record": dict}, "derived from windlass.Record"),
@@ -126,6 +129,8 @@ def test_a_declaration_describes_itself_in_plain_values():
 def test_records_take_one_or_two_key_fields_or_none():
     assert Records(Trip, table="t").describe()["key_attributes"] == ["shard", "position"]
     assert Records(Trip, key="vendorId", table="t").describe()["key_attributes"] == ["vendorId"]
+    with pytest.raises(windlass.DeclarationError, match="key field grade may be ''"):
+        Records(Build, key=["device", "grade"], table="t")
     with pytest.raises(windlass.DeclarationError, match="at most one sort key"):
         Records(Trip, key=["vendorId", "passengerCount", "name"], table="t")
 

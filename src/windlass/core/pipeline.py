@@ -26,6 +26,7 @@ KEY_LENGTH_MAX = 512
 """Characters of a text key: 2,048 bytes, DynamoDB's limit for a partition key, at four bytes a character."""
 
 WINDOW_SECONDS_MAX = 900  # "Configuring Kinesis Data Streams windows": tumbling windows of up to 15 minutes
+STATE_LIMIT_MAX = 1_000_000  # the same page: above 1 MB of state Lambda itself ends the window, at a batch's edge
 _RESERVED = ("windowStart", "windowEnd", "version")
 
 
@@ -207,6 +208,12 @@ def compile_windows(
     """Raises DeclarationError with what to do when the declaration cannot work."""
     fields = {field.attribute: field for field in fields_of(record)}
     seconds = _whole_seconds(every_s)
+    if not 1 <= state_bytes_max <= STATE_LIMIT_MAX:
+        msg = (
+            f"state_bytes_max is 1 to {STATE_LIMIT_MAX} bytes; found {state_bytes_max}. A larger state Lambda ends "
+            "early, at the edge of a batch, where a replay would not end it again"
+        )
+        raise DeclarationError(msg)
     parts = _key_parts(record, fields, [key] if isinstance(key, str) else list(key))
     _check_key_names(parts)
     _check_totals(record, fields, parts, totals)
@@ -350,10 +357,20 @@ def _columns(fields: dict[str, Field], name: str, total: Total) -> Any:
 
 
 def _limit_key(fields: dict[str, Field], part: KeyPart, parts: int) -> None:
-    """DynamoDB refuses empty and long text keys, so such records are out of range from the start."""
+    """DynamoDB refuses empty and long text keys, so such records are out of range from the start.
+
+    Raises DeclarationError where the declaration itself lists such a key.
+    """
     field = fields[part.name]
+    longest = KEY_LENGTH_MAX if parts == 1 else KEY_LENGTH_MAX // (2 * parts)  # escapes may double a part
+    for choice in field.choices or ():
+        if type(choice) is str and not 1 <= len(choice) <= longest:
+            msg = (
+                f"key field {part.name} may be {choice[:40]!r}: DynamoDB takes keys of 1 to {longest} characters; "
+                "leave that choice out, so that such records are rejected"
+            )
+            raise DeclarationError(msg)
     if field.type == "str":
-        longest = KEY_LENGTH_MAX if parts == 1 else KEY_LENGTH_MAX // (2 * parts)  # escapes may double a part
         fields[part.name] = msgspec.structs.replace(
             field,
             min_length=max(1, field.min_length or 0),
