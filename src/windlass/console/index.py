@@ -20,6 +20,7 @@ from windlass.quarantine import Browsable
 
 ITEMS_MAX = 300_000
 """Items in memory, the newest; a table may hold more. About 400 bytes each."""
+RECENT_WINDOWS, LARGEST_KEPT = 12, 32
 REJECTED_MAX = 20_000
 OBJECTS_PER_REFRESH_MAX = 200
 
@@ -51,7 +52,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class _Held:
-    """The items of one reading. Never changed once it is made, so that it can be read without a lock."""
+    """The items of one reading. They never change, so they are read without a lock; sums are made when first asked."""
 
     def __init__(self, items: list[Item], *, is_whole: bool) -> None:
         self.items = sorted(items, key=lambda item: (-item.window_start_ms, _natural(item.key)))
@@ -61,6 +62,29 @@ class _Held:
             self.by_key[item.key].append(item)
         self.keys = sorted(self.by_key, key=_natural)
         self.starts = sorted({item.window_start_ms for item in self.items})
+        self._sums: dict[str, dict[int, float]] = {}
+        self._largest: dict[str, list[str]] = {}
+
+    def sums(self, total: str) -> dict[int, float]:
+        """A total over all keys, by the window's start."""
+        if total not in self._sums:
+            sums: dict[int, float] = defaultdict(float)
+            for item in self.items:
+                sums[item.window_start_ms] += _number(item, total)
+            self._sums[total] = sums
+        return self._sums[total]
+
+    def largest(self, total: str) -> list[str]:
+        """The keys with most of a total in the newest windows, the first of them first."""
+        if total not in self._largest:
+            recent = set(self.starts[-RECENT_WINDOWS:])
+            sums: dict[str, float] = defaultdict(float)
+            for item in self.items:
+                if item.window_start_ms not in recent:
+                    break  # newest first: what follows is older
+                sums[item.key] += _number(item, total)
+            self._largest[total] = nlargest(LARGEST_KEPT, sums, key=lambda key: sums[key])
+        return self._largest[total]
 
 
 def _natural(key: str) -> tuple[int, float, str]:
@@ -128,14 +152,11 @@ class Items:
         """
         held = self._held
         starts = held.starts[-span:]
-        named = [key for key in keys if key in held.by_key] or self._top(held, total, starts, top)
+        named = [key for key in keys if key in held.by_key]
+        if not named:
+            named = held.keys if len(held.keys) <= top else held.largest(total)[:top]
         place = {start: index for index, start in enumerate(starts)}
-        sums: list[float | None] = [None] * len(starts)
-        for item in held.items:
-            index = place.get(item.window_start_ms)
-            if index is None:
-                break  # newest first: what follows is older
-            sums[index] = (sums[index] or 0) + _number(item, total)
+        sums = held.sums(total)
         series = []
         for key in named:
             values: list[float | None] = [None] * len(starts)
@@ -145,18 +166,7 @@ class Items:
                     break
                 values[index] = _number(item, total)
             series.append({"key": key, "values": values})
-        return {"at_ms": starts, "series": series, "sum": sums, "keys": len(held.keys)}
-
-    def _top(self, held: _Held, total: str, starts: list[int], top: int) -> list[str]:
-        if len(held.keys) <= top:
-            return held.keys
-        recent = set(starts[-12:])
-        sums: dict[str, float] = defaultdict(float)
-        for item in held.items:
-            if item.window_start_ms not in recent:
-                break
-            sums[item.key] += _number(item, total)
-        return nlargest(top, sums, key=lambda key: sums[key])
+        return {"at_ms": starts, "series": series, "sum": [sums[start] for start in starts], "keys": len(held.keys)}
 
     def covering(self, shard_id: str, position: str, key: str | None, from_ms: int) -> Item | None:
         """The oldest item, of windows from `from_ms` on, that the shard's totals are applied to through `position`."""
