@@ -12,7 +12,7 @@ from tests.browser import VIEWS, Watched, shoot
 from tests.console_sources import MadeUp, item, refused
 from windlass.console.demo_source import DemoSource
 from windlass.console.server import Console
-from windlass.local.demo import STREAM, Demo, Options, moto_endpoint
+from windlass.local.demo import STREAM, Demo, Options, local_endpoint
 from windlass.local.taxi import trips
 
 SCREENSHOTS = Path(__file__).parent.parent / "build" / "screenshots"
@@ -58,7 +58,7 @@ class Breakable(Demo):
 @pytest.fixture(scope="module")
 def running():
     """A demo with its console; nothing is in the stream yet."""
-    with moto_endpoint() as endpoint_url:
+    with local_endpoint() as endpoint_url:
         demo = Breakable(trips, Options(every_s=2, for_s=3.0, shards=2, rate=150, unclean=0.1), endpoint_url)
         demo.start()
         with Console(DemoSource(demo)) as console:

@@ -1,18 +1,16 @@
 """The main job on one machine: stream, producer, event source mapping, handler, table, quarantine, all in one process.
 
     produce ──► Kinesis ──► Poller (one loop per shard) ──► handler ──► DynamoDB
-                (moto)        tumbling windows                 └──────► S3: quarantine
+                              tumbling windows                 └──────► S3: quarantine
 
-moto answers Kinesis, DynamoDB and S3 over HTTP on 127.0.0.1; everything else is what runs on AWS, but for the event
-source mapping, which is AWS's own there. Nothing is left behind: what moto holds goes with the process.
+The local endpoint (`windlass.local.cloud`) answers Kinesis, DynamoDB and S3; the mapping is the one that it runs, too.
+The handler is called in this process, where its reports can be watched. Nothing is left behind.
 """
 
-import logging
 import os
 import random
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,11 +22,10 @@ import boto3
 import msgspec
 
 from windlass.handler import Seams, WindowsHandler
+from windlass.local.cloud import Cloud
 from windlass.local.mapping_settings import Assumptions, MappingSettings
 from windlass.local.poller import InProcess, PolledStream, Poller, ShardStatus, wall_clock_ms
-from windlass.local.streams import our_shards
 from windlass.local.watch import Watch
-from windlass.local.whole_writes import whole_writes
 from windlass.pipelines import WRITERS, Windows
 from windlass.produce.put import Packing, Produced, produce
 from windlass.produce.source import records
@@ -77,22 +74,10 @@ class NotSettled(RuntimeError):
 
 
 @contextmanager
-def moto_endpoint() -> Iterator[str]:
-    """moto's server on a free port of 127.0.0.1, for as long as the context lasts."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        _, port = server.get_host_and_port()
-        url = f"http://127.0.0.1:{port}"
-        # moto's state belongs to the process: an earlier run in it may have left its stream.
-        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # noqa: S310 - our own server
-        with _made_up_credentials(), whole_writes(), our_shards():
-            yield url
-    finally:
-        server.stop()
+def local_endpoint() -> Iterator[str]:
+    """The local endpoint on a free port of 127.0.0.1, for as long as the context lasts."""
+    with Cloud(port=0) as cloud, _made_up_credentials():
+        yield cloud.endpoint_url
 
 
 @contextmanager
@@ -245,7 +230,7 @@ def run(
     The mapping goes on until `hold`, which is called with the verdict, returns.
     """
     stop = stop or threading.Event()
-    with moto_endpoint() as endpoint_url:
+    with local_endpoint() as endpoint_url:
         demo = Demo(pipeline, options, endpoint_url)
         try:
             demo.start()
