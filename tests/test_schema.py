@@ -300,3 +300,36 @@ def test_a_count_alone_needs_no_numeric_field():
     plan = compile_windows(Plain, key="vendorId", every_s=30, totals={"trips": Count()})
 
     assert [column.attribute for column in plan.folder.columns] == ["trips"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [
+        (int, 0.5),
+        (int, True),
+        (float, float("nan")),
+        (float, float("inf")),
+        (Decimal, Decimal("NaN")),
+        (Decimal, "1"),
+        (str, 1),
+        (Literal["a"], "b"),
+    ],
+)
+def test_a_default_that_no_clean_record_could_hold_is_refused(annotation, default):
+    record = type("R", (Record,), {"__annotations__": {"value": annotation}, "value": default})
+
+    with pytest.raises(DeclarationError, match=r"R\.value: the default of a"):
+        fields_of(record)
+
+
+def test_a_default_of_the_fields_own_type_or_none_stands():
+    class Usual(Record):
+        whole: int = 0
+        part: float = 0
+        exact: Decimal = Decimal("0.1")
+        text: str = ""
+        yes: bool = False
+        letter: Literal["a"] = "a"
+        absent: int | None = None
+
+    assert [field.default for field in fields_of(Usual)] == [0, 0, Decimal("0.1"), "", False, "a", None]

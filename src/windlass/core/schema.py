@@ -131,12 +131,35 @@ def _walk(record: type[Record], path: tuple[str, ...], prefix: str) -> Iterator[
             default=None if info.default is msgspec.NODEFAULT else info.default,
             choices=get_args(base) if get_origin(base) is Literal else None,
         )
+        _check_default(field, info.default_factory, where)
         yield _constrain(field, notes, where)
         if field.type == "object":
             if nullable or not required:
                 msg = f"{where}: a nested record must be there; make the fields inside it optional instead"
                 raise DeclarationError(msg)
             yield from _walk(base, field.path, field.attribute + ".")
+
+
+_DEFAULTS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "decimal": (Decimal, int, float),
+    "str": (str,),
+    "bool": (bool,),
+}
+
+
+def _check_default(field: Field, factory: Any, where: str) -> None:
+    """A default stands for a value of a clean record: another type, or no finite number, would fail at the flush."""
+    if field.type == "object" or (field.default is None and factory is msgspec.NODEFAULT):
+        return
+    fits = type(field.default) in _DEFAULTS.get(field.type, ()) or field.default in (field.choices or ())
+    if fits and field.type in _NUMBERS:
+        fits = Decimal(repr(field.default) if type(field.default) is float else field.default).is_finite()
+    if not fits:
+        found = "a default_factory" if factory is not msgspec.NODEFAULT else repr(field.default)
+        msg = f"{where}: the default of a {field.type} is a plain value of that type, or None; found {found}"
+        raise DeclarationError(msg)
 
 
 def _unwrap(annotation: Any, where: str) -> tuple[Any, list[Any], bool]:
