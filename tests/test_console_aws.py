@@ -203,6 +203,39 @@ def test_the_command_finds_the_pipeline_behind_an_endpoint(deployed):
     assert err.getvalue().startswith("windlass console: ")
 
 
+def test_a_batch_that_was_given_up_is_told_with_where_its_message_went(deployed):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("app.py", "def handler(event, context):\n    raise ValueError('no such trip')\n")
+    queue = deployed.client("sqs").create_queue(QueueName="given-up")["QueueUrl"]
+    arn = deployed.client("sqs").get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]
+    deployed.client("kinesis").create_stream(StreamName="bad-trips", ShardCount=1)
+    deployed.client("lambda").create_function(
+        FunctionName="fails",
+        Runtime=f"python3.{sys.version_info[1]}",
+        Handler="app.handler",
+        Role=f"arn:aws:iam::{ACCOUNT}:role/runs",
+        Code={"ZipFile": archive.getvalue()},
+    )
+    deployed.client("lambda").create_event_source_mapping(
+        FunctionName="fails",
+        EventSourceArn=f"arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/bad-trips",
+        StartingPosition="TRIM_HORIZON",
+        MaximumRetryAttempts=0,
+        DestinationConfig={"OnFailure": {"Destination": arn["QueueArn"]}},
+    )
+    deployed.client("kinesis").put_record(StreamName="bad-trips", PartitionKey="k", Data=b"{}")
+    assert deployed.settle(timeout_s=30)
+    source = cloud_source(deployed, function="fails")
+
+    (failure,) = source.failures()
+
+    assert (failure.condition, failure.records) == ("RetryAttemptsExhausted", 1)
+    assert (failure.destination, failure.refused) == (arn["QueueArn"], "")
+    assert source.pipeline().on_failure == arn["QueueArn"]
+    assert [call.error_type for call in source.calls(9)] == ["ValueError"]
+
+
 def test_a_killed_function_is_seen_with_its_last_words(deployed):
     with browsers.chromium(browsers.needed()) as browser, Console(cloud_source(deployed)) as console:
         page = browser.new_page()
