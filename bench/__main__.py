@@ -9,12 +9,14 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import contenders, load
+from windlass.local.function import Code, Function, Settings, code_in
 
 ROUNDS = 40
 OUT = Path("build/bench.json")
@@ -73,6 +75,22 @@ def runtimes(sample: Callable[[], tuple[dict[str, Any], int]]) -> dict[str, floa
     return in_turns({name: (lambda run=run: run(data)) for name, run in made.items()}, records)
 
 
+def invocation_ms() -> dict[str, float]:
+    """What the local host adds to a warm call of a function that does nothing: median and ninth decile, in ms."""
+    runtime = f"python3.{sys.version_info.minor}"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "app.py").write_text("def handler(event, context):\n    return {}\n")
+        code = code_in(Path(folder))
+        assert isinstance(code, Code), code
+        function = Function(Settings(name="nothing", runtime=runtime, handler="app.handler"), code)
+        try:
+            times = [best_us(lambda: function.invoke(b"{}"), 1) / 1000 for _ in range(400)][100:]
+        finally:
+            function.close()
+    deciles = statistics.quantiles(times, n=10)
+    return {"median": statistics.median(times), "ninth_decile": deciles[8]}
+
+
 IMPORTS = {
     "windlass": "import sys; sys.path.insert(0, 'examples/taxi'); import app",
     "lab": "import base64, json, os, boto3\nfrom decimal import Decimal\n"
@@ -101,6 +119,7 @@ def main() -> None:
     aggregated = handlers(load.aggregated, ["windlass", "lab", "floor"])
     raw, raw_aggregated = runtimes(load.plain), runtimes(load.aggregated)
     imports = import_ms()
+    invocation = invocation_ms()
     figures = {
         "machine": {"python": platform.python_version(), "cpu": _cpu(), "trip_bytes": load.TRIP_BYTES},
         "plain_us": plain,
@@ -108,6 +127,7 @@ def main() -> None:
         "runtime_plain_us": raw,
         "runtime_aggregated_us": raw_aggregated,
         "import_ms": imports,
+        "local_invocation_ms": invocation,
     }
     _print(plain, "one trip a record, event to response", {"lab": 6, "bytewax": 12}, 1.5)
     _print(aggregated, "KPL aggregates, event to response", {"lab": 6.5}, 1.5)
@@ -116,6 +136,8 @@ def main() -> None:
     print("\nimport of the handler's module, ms")
     for name, ms in imports.items():
         print(f"  {name:<12}{ms:8.0f}   {imports['lab'] / ms:5.2f} x as fast as the lab's")
+    told = f"median {invocation['median']:.2f} ms, ninth decile {invocation['ninth_decile']:.2f} ms (goal: at most 2)"
+    print(f"\nlocal invocation of a warm function: {told}")
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"\nall figures: {OUT}")
