@@ -686,6 +686,7 @@ def test_one_endpoint_at_a_time_in_a_process(cloud: Cloud) -> None:
         Cloud(port=0).start()
 
 
+@pytest.mark.heavy
 def test_with_a_data_folder_all_of_it_goes_on_after_a_restart(tmp_path: Path) -> None:
     script = Path(__file__).with_name("restarts.py")
     result = subprocess.run(
@@ -701,6 +702,7 @@ def test_with_a_data_folder_all_of_it_goes_on_after_a_restart(tmp_path: Path) ->
     assert "holds no mapping" in kept
 
 
+@pytest.mark.heavy
 def test_the_command_says_where_it_is_ends_on_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "windlass", "local", "--port", "0", "--data", str(tmp_path / "d")],

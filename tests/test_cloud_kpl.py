@@ -23,6 +23,8 @@ from windlass.local.cloud import Cloud
 from windlass.local.mapping_settings import Assumptions
 from windlass.produce.source import records
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent
 KPL = ROOT / ".servers" / "kpl"
 MAGIC = b"\xf3\x89\x9a\xc2"

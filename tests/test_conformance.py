@@ -46,6 +46,8 @@ from windlass.sim.table import MemoryTable
 from windlass.telemetry import Kept
 from windlass.verify import verify
 
+pytestmark = pytest.mark.heavy
+
 QUIRKS = {
     "moto": {
         "resharding": "a split puts the parent's records again, under new sequence numbers, into the children; a merge "

@@ -15,6 +15,8 @@ from windlass.console.server import Console
 from windlass.local.demo import STREAM, Demo, Options, local_endpoint
 from windlass.local.taxi import trips
 
+pytestmark = pytest.mark.heavy
+
 SCREENSHOTS = Path(__file__).parent.parent / "build" / "screenshots"
 SCRIPT = "<script>window.harmed=1</script><img src=x onerror=window.harmed=1>"
 PHONE = {"width": 390, "height": 780}

@@ -18,6 +18,8 @@ from windlass.local.mapping_settings import Assumptions
 from windlass.local.poller import wall_clock_ms
 from windlass.produce import command as produce
 
+pytestmark = pytest.mark.heavy
+
 TAXI = "examples/taxi/app.py:trips"
 STACK = "taxi"
 

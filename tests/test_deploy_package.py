@@ -20,6 +20,8 @@ from windlass.deploy.problem import DeployProblem
 from windlass.deploy.source import DEPLOYED, RUNTIME_HAS, Target, closure, handler_name, own_files, read_source
 from windlass.deploy.wheels import fetch, platforms
 
+pytestmark = pytest.mark.heavy
+
 TAXI = "examples/taxi/app.py:trips"
 WHEELS = Path("build/wheels")
 

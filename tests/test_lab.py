@@ -52,6 +52,7 @@ def run(script: str, folder: Path, *, timeout_s: float) -> subprocess.CompletedP
     return subprocess.CompletedProcess([], shell.returncode, out, err)
 
 
+@pytest.mark.heavy
 def test_the_lab_runs_as_written_and_its_totals_are_exact(tmp_path: Path) -> None:
     done = run(commands(), tmp_path, timeout_s=180)
     log = (tmp_path / "local.log").read_text() if (tmp_path / "local.log").exists() else ""
