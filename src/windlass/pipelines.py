@@ -43,6 +43,9 @@ class Windows:
     `aggregates` says what becomes of records in KPL aggregates whose key belongs to another shard: "keep_insiders"
     (default) leaves them to the KPL, which sends them again; "keep_all" is for producers that never do.
 
+    Table and quarantine belong to one function on one stream. Both tell shards apart by id alone, and ids are the same in
+    every stream: what a second stream, or a second function, adds to the same items can pass for already applied.
+
     Raises DeclarationError when the declaration cannot work.
     """
 
@@ -143,7 +146,8 @@ class Records:
 
     `key` is one field (partition key), two (partition and sort key), or None: then the record's position is the key,
     as `shard` (S) and `position` (S). Either way a repeated record overwrites itself. Answers ReportBatchItemFailures
-    from the first record that is not safely stored, so set FunctionResponseTypes on the event source mapping.
+    from the first record that is not safely stored: the event source mapping must have that in FunctionResponseTypes.
+    Without it Lambda takes every answer for success, and what was throttled to the end is lost.
 
     Raises DeclarationError when the declaration cannot work.
     """
