@@ -43,8 +43,8 @@ class Windows:
     `aggregates` says what becomes of records in KPL aggregates whose key belongs to another shard: "keep_insiders"
     (default) leaves them to the KPL, which sends them again; "keep_all" is for producers that never do.
 
-    Table and quarantine belong to one function on one stream. Both tell shards apart by id alone, and ids are the same in
-    every stream: what a second stream, or a second function, adds to the same items can pass for already applied.
+    Table and quarantine belong to one function on one stream. Both tell shards apart by id alone, and ids are the same
+    in every stream: what a second stream, or a second function, adds to the same items can pass for already applied.
 
     Raises DeclarationError when the declaration cannot work.
     """
