@@ -251,17 +251,7 @@ class AwsSource:
         known = self._inside(str(found.mapping["UUID"]))
         if known is None:
             return [_by_clock(shard, found.every_ms, self.now_ms()) for shard in listed]
-        folded = self._folded()
-        return [_with_known(shard, known.shards.get(shard.shard_id), folded) for shard in listed]
-
-    def _folded(self) -> Mapping[tuple[str, int], int]:
-        """Clean records of each shard and window, by the calls that told of them."""
-        sums: dict[tuple[str, int], int] = {}
-        for call in self._log.calls(500):
-            if call.window and not call.error_type:
-                place = (call.shard_id, call.window[0])
-                sums[place] = sums.get(place, 0) + int(call.figures.get("clean", 0))
-        return sums
+        return [_with_known(shard, known.shards.get(shard.shard_id)) for shard in listed]
 
     def items(self) -> Iterator[Item]:
         yield from self._read(self.found(), None)
@@ -466,12 +456,11 @@ def _by_clock(shard: ShardView, every_ms: int, now_ms: int) -> ShardView:
     return msgspec.structs.replace(shard, state="open", window=(start_ms, start_ms + every_ms))
 
 
-def _with_known(shard: ShardView, known: ShardView | None, folded: Mapping[tuple[str, int], int]) -> ShardView:
+def _with_known(shard: ShardView, known: ShardView | None) -> ShardView:
     if known is None:
         return shard
     kept = {name: getattr(shard, name) for name in ("shard_id", "parents", "low", "high", "closed")}
-    told = folded.get((shard.shard_id, known.window[0])) if known.window else None
-    return msgspec.structs.replace(known, **kept, folded=told)
+    return msgspec.structs.replace(known, **kept)
 
 
 def _with_end(call: CallView, every_ms: int) -> CallView:

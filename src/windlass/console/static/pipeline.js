@@ -134,7 +134,7 @@ export function pipelineView(app) {
   }
 
   const element = h("div", { class: "view pipeline" },
-    card("Pipeline", h("span", {}, "rates over the last ten seconds"), drawing),
+    card("Pipeline", h("span", {}, app.pipeline.endpoint ? "rates over the last ten seconds" : "rates over the last minutes"), drawing),
     h("div", { class: "two" },
       card("Shards", "", shards),
       card("Put a record", "clean or not, and watch where it ends up", h("div", { class: "put" },
