@@ -5,11 +5,17 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No deadline and no complaint about slow drawing: a busy machine must not fail a law.
-settings.register_profile("windlass", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
-settings.load_profile("windlass")
-
 RUN_HEAVY = bool(os.environ.get("CI") or os.environ.get("WINDLASS_ALL"))
+
+# No deadline and no complaint about slow drawing: a busy machine must not fail a law.
+settings.register_profile(
+    "windlass",
+    deadline=None,
+    max_examples=100 if RUN_HEAVY else 50,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("windlass")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

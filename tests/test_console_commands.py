@@ -8,6 +8,8 @@ import subprocess
 import sys
 import urllib.request
 
+import pytest
+
 from windlass.commands import demo as demo_command
 from windlass.local.demo import Options
 
@@ -19,6 +21,7 @@ def asked(url: str, what: str) -> dict:
         return json.loads(answer.read())
 
 
+@pytest.mark.heavy
 def test_the_demo_serves_its_console_while_it_runs():
     err, seen = io.StringIO(), {}
 
