@@ -244,6 +244,7 @@ def test_a_killed_function_is_seen_with_its_last_words(deployed):
         page.goto(f"{console.url}#logs")
         put(deployed, b"KILL")
         page.get_by_role("button", name="errors").click()
+        page.wait_for_selector(".list-space:not(:has(.row:not(.failed))) .row.failed")
         page.locator(".row.failed").first.click()
         assert "Runtime.ExitError" in page.locator(".detail .error").inner_text()
         assert "about to be killed" in page.locator(".detail .log").inner_text()

@@ -152,6 +152,7 @@ def test_a_failing_function_shows_its_error_and_which_shard_it_blocks(running, p
         put(demo, b'{"vendorId": 1, "passengerCount": 1}')
         page.goto(f"{console.url}#logs")
         page.get_by_role("button", name="errors").click()
+        page.wait_for_selector(".list-space:not(:has(.row:not(.failed))) .row.failed")
         page.locator(".row.failed").first.click()
         assert "RuntimeError" in page.locator(".detail .error").inner_text()
         log = page.locator(".detail .log").inner_text()

@@ -12,7 +12,10 @@ export class VirtualList {
     this.turn = 0;
     this.picked = null;
     this.name = label.toLowerCase().replaceAll(" ", "-");
-    this.space = h("div", { class: "list-space" });
+    // By place, not by element: a row may be drawn anew between the press and the release.
+    this.space = h("div", { class: "list-space", onclick: (event) => {
+      this.pick(Math.floor((event.clientY - this.space.getBoundingClientRect().top) / this.rowHeight));
+    } });
     this.scroller = h("div", {
       class: "list", role: "listbox", tabindex: "0", "aria-label": label,
       onscroll: () => this.later(), onkeydown: (event) => this.key(event),
@@ -107,7 +110,6 @@ export class VirtualList {
         class: `row ${row ? this.rowClass(row) : "unread"} ${isPicked ? "picked" : ""}`,
         role: "option", id: isPicked ? `${this.name}-picked` : null,
         "aria-posinset": String(index + 1), "aria-setsize": String(this.total), "aria-selected": isPicked ? "true" : "false",
-        onclick: () => row && this.pick(index),
       }, row ? this.draw(row) : null);
       element.style.transform = `translateY(${index * this.rowHeight}px)`;
       rows.push(element);
