@@ -529,6 +529,27 @@ def test_a_subscription_that_breaks_is_told_once_and_begun_again_behind_what_was
     assert [each.sequence for each in (*first.records, *second.records)] == ["1", "2"]
 
 
+def test_a_break_behind_records_that_were_pushed_is_told_by_the_next_read():
+    broken = threading.Event()
+
+    def breaks() -> Iterator[dict[str, Any]]:
+        yield pushed(1, then="1")
+        broken.set()
+        raise RuntimeError("connection reset")
+
+    endpoint = Endpoint(subscribe_to_shard=[{"EventStream": breaks()}, {"EventStream": [pushed(2, then=None)]}])
+    stream = SubscribedStream(endpoint, CONSUMER, wait_ms=1000)
+    subscribed = stream.fetch(Fetch("a", TRIM_HORIZON, 0))  # takes nothing, and has the pushes begin
+    assert not subscribed.records
+    assert broken.wait(WAIT_S)
+    first = stream.fetch(Fetch("a", TRIM_HORIZON, 10))  # finds the record and, mostly, the break behind it
+    after_first = Position("AFTER_SEQUENCE_NUMBER", "1")
+    with pytest.raises(RuntimeError, match="connection reset"):
+        stream.fetch(Fetch("a", after_first, 10))
+    second = stream.fetch(Fetch("a", after_first, 10))
+    assert [each.sequence for each in (*first.records, *second.records)] == ["1", "2"]
+
+
 def test_before_the_first_push_a_shard_is_not_known_to_be_read():
     open_ = threading.Event()
 

@@ -195,6 +195,7 @@ class _Subscription:
         self._request = {"ConsumerARN": consumer_arn, "ShardId": fetch.shard_id}
         self._pushed: queue.Queue[dict[str, Any] | Exception] = queue.Queue(maxsize=16)
         self._closed = threading.Event()
+        self._broken: Exception | None = None
         threading.Thread(target=self._pump, name=f"pushed-{fetch.shard_id}", daemon=True).start()
 
     def close(self) -> None:
@@ -202,6 +203,8 @@ class _Subscription:
 
     def take(self, limit: int, wait_s: float) -> Fetched:
         """What was pushed since, up to about `limit` records. Raises what broke the subscription."""
+        if self._broken is not None:
+            raise self._broken
         records: list[StreamRecord] = []
         ended, children = False, ()
         while len(records) < limit and not ended:
@@ -212,7 +215,8 @@ class _Subscription:
             if isinstance(pushed, Exception):
                 if not records:
                     raise pushed
-                break  # the next read begins a new subscription
+                self._broken = pushed  # told by the next read, which may then begin a new subscription
+                break
             records += [_stream_record(record) for record in pushed["Records"]]
             self._behind_ms = pushed.get("MillisBehindLatest", 0)
             ended = pushed.get("ContinuationSequenceNumber") is None
