@@ -1,7 +1,7 @@
 """`make bench`: every contender on the same trips, in turns, each on one thread; ratios as a table, all of it as JSON.
 
-The machine is never quiet, so each figure is the best of many rounds, the contenders take turns within a round, and
-what counts is the ratio within this run.
+The machine is never quiet, so each figure is the best of many rounds, the contenders take turns within a round (three
+calls each), and what counts is the ratio within this run.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from bench import contenders, load
 from windlass.local.function import Code, Function, Settings, code_in
 
-ROUNDS = 40
+ROUNDS, IN_A_ROW = 20, 3
 OUT = Path("build/bench.json")
 
 
@@ -37,7 +37,7 @@ def in_turns(runs: dict[str, Callable[[], Any]], records: int) -> dict[str, floa
     found = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            found[name] = min(found[name], best_us(run, records))
+            found[name] = min(found[name], best_us(run, records, IN_A_ROW))
     return found
 
 
@@ -57,7 +57,7 @@ def with_bytewax(plain: dict[str, float]) -> dict[str, float]:
         return plain
     mine = contenders.windlass()
     found = dict(plain, bytewax=float("inf"))
-    for _ in range(ROUNDS // 3):
+    for _ in range(ROUNDS):
         found["bytewax"] = min(found["bytewax"], best_us(run, flow_records))
         found["windlass"] = min(found["windlass"], best_us(lambda: mine(event), records, 5))
     return found

@@ -24,6 +24,7 @@ class Batch(msgspec.Struct):
     arrivals_s: list[float]
     payloads: list[bytes]
     in_order: bool  # the call's Kinesis records came in stream order, each once: so do the user records
+    ascii: bool = False  # known to be so
     received: int = 0
     duplicates: int = 0
     rejected: list[Rejected] = []
@@ -58,7 +59,9 @@ def batch_of(call: Call, within: HashRange | None = None) -> Batch:
     in_order = _in_order(call.sequences)
     if not call.aggregated:
         count = len(call.payloads)
-        return Batch(call.shard, call.sequences, [0] * count, call.arrivals_s, call.payloads, in_order, received=count)
+        return Batch(
+            call.shard, call.sequences, [0] * count, call.arrivals_s, call.payloads, in_order, call.ascii, count
+        )
     batch = Batch(call.shard, [], [], [], [], in_order)
     outside: set[int] = set()
     corrupt: dict[int, str] = {}

@@ -25,7 +25,8 @@ class MalformedEvent(ValueError):
 class Call(msgspec.Struct):
     """One invocation: the Kinesis records of one shard as columns of equal length, and what Lambda says of them.
 
-    `aggregated`: a record claims to be a KPL aggregate, so that the shard's hash range is worth knowing.
+    `ascii`: every payload is, so that none is an aggregate, and none can be bad UTF-8. `aggregated`: a record claims
+    to be a KPL aggregate, so that the shard's hash range is worth knowing.
     """
 
     shard: str
@@ -37,10 +38,12 @@ class Call(msgspec.Struct):
     state: Any = None
     final: bool = False
     early: bool = False
+    ascii: bool = False
     aggregated: bool = False
 
     def __post_init__(self) -> None:
-        self.aggregated = any(map(bytes.startswith, self.payloads, repeat(MAGIC)))
+        self.ascii = all(map(bytes.isascii, self.payloads))
+        self.aggregated = not self.ascii and any(map(bytes.startswith, self.payloads, repeat(MAGIC)))
 
 
 # Columns are read in C loops: this is the hot path.

@@ -183,7 +183,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 def read_clean(schema: Schema, batch: Batch) -> list[Any]:
     """The records of a batch that fit the schema; the others are rejected and taken out of it."""
-    records, faults = schema.read(batch.payloads)
+    records, faults = schema.read(batch.payloads, all_ascii=batch.ascii)
     if not faults:
         return records
     for index in faults:
