@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -742,3 +743,32 @@ def test_a_port_in_use_is_one_clear_line(cloud: Cloud) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"windlass local: 127.0.0.1:{cloud.port} cannot be used: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "total"),
+    [
+        (["1E-18", "2"], "2.000000000000000001"),
+        (["12345678901.123456789012345678", "0.000000000000000001"], "12345678901.123456789012345679"),
+        (["99999999999999999999999999999999999998", "1"], "99999999999999999999999999999999999999"),
+        (["-1.5", "1.5"], "0"),
+    ],
+)
+def test_sums_in_a_table_are_exact_to_38_digits(cloud: Cloud, values: list[str], total: str) -> None:
+    client = cloud.client("dynamodb", "us-east-1")
+    name = f"sums-{abs(hash(tuple(values)))}"
+    client.create_table(
+        TableName=name,
+        AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    for value in values:
+        client.update_item(
+            TableName=name,
+            Key={"k": {"S": "a"}},
+            UpdateExpression="ADD n :n",
+            ExpressionAttributeValues={":n": {"N": value}},
+        )
+    (item,) = client.scan(TableName=name)["Items"]
+    assert Decimal(item["n"]["N"]) == Decimal(total)

@@ -7,17 +7,21 @@ keeps mappings, and calls a function per put record     `Mappings` keeps them, w
                                                         its own route, so this is for CloudFormation stacks
 a stack's update of inline code breaks it               it becomes a zip, as at its creation
 a closed shard's records move to its children           `windlass.local.streams`
+sums round to 28 digits, and fail on 1E-18              they are exact to 38, as DynamoDB's
 """
 
 import base64
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Context, Decimal
 from typing import Any
 
 from moto.awslambda.models import EventSourceMapping, LambdaBackend, LambdaFunction
 from moto.core.config import default_user_config
 from moto.core.exceptions import JsonRESTError
+from moto.dynamodb.exceptions import IncorrectDataType
+from moto.dynamodb.models.dynamo_type import DynamoType
 
 from windlass.local.hosts import Hosts
 from windlass.local.mapping_settings import InvalidRequest
@@ -81,6 +85,7 @@ def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
         replaced(LambdaBackend, "update_event_source_mapping", update),
         replaced(LambdaBackend, "delete_event_source_mapping", delete),
         replaced(LambdaBackend, "list_event_source_mappings", listed),
+        replaced(DynamoType, "__add__", _exact_sum),
     ):
         yield
 
@@ -93,6 +98,15 @@ def _with_managed_policies() -> Iterator[None]:
         yield
     finally:
         default_user_config["iam"] = had or {"load_aws_managed_policies": False}
+
+
+_NUMBERS = Context(prec=38, Emin=-130, Emax=125)
+
+
+def _exact_sum(one: DynamoType, other: DynamoType) -> DynamoType:
+    if not (one.is_number() and other.is_number()):
+        raise IncorrectDataType
+    return DynamoType({"N": format(_NUMBERS.add(Decimal(one.value), Decimal(other.value)), "f")})
 
 
 def _asked(ask: Any) -> dict[str, Any]:
