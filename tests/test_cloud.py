@@ -523,6 +523,7 @@ BAD = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_function_blocks_its_shard_and_a_mended_one_goes_on_without_loss(cloud: Cloud, name: str) -> None:
     source, error_type = BAD[name]

@@ -21,6 +21,8 @@ from windlass.console.source import SourceProblem
 from windlass.local.cloud import ACCOUNT, Cloud
 from windlass.local.mapping_settings import Assumptions
 
+pytestmark = pytest.mark.heavy
+
 SOURCE = Path(__file__).parent.parent / "src"
 APP = f"""
 import sys

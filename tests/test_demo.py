@@ -36,6 +36,7 @@ def test_a_run_ends_exact_and_accounts_for_every_record():
     assert told.splitlines()[-1] == "exact"
 
 
+@pytest.mark.heavy
 def test_an_aggregated_run_is_exact_too():
     status, verdict, _ = run(Options(every_s=1, for_s=1.0, shards=2, rate=1000, aggregate=True))
 

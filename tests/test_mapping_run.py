@@ -11,6 +11,8 @@ import pytest
 from windlass.commands import mapping as command
 from windlass.local.cloud import Cloud
 
+pytestmark = pytest.mark.heavy
+
 SOURCE = """
 seen = []
 
