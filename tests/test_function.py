@@ -520,9 +520,9 @@ def test_a_forked_copy_of_the_runtime_does_not_confuse_the_next_call(host: Host,
     )
     assert answer(forks, "exits") == "exits"
     assert called(forks, "answers too").ending in (Ending.ANSWERED, Ending.EXITED)
-    for _ in range(3):
-        last = called(forks, "as ever", timeout_ms=5_000)
-    assert last.payload == b'"as ever"'
+    # Whenever the copy is noticed, it costs one call and its environment; the others are answered.
+    payloads = [called(forks, "as ever", timeout_ms=5_000).payload for _ in range(6)]
+    assert payloads.count(b'"as ever"') >= 5
 
 
 @linux
