@@ -39,6 +39,7 @@ from windlass.console.source import (
     Setting,
     ShardView,
     SourceProblem,
+    plainly,
 )
 from windlass.console.values import item_view, kinesis_shards
 from windlass.core.rejected import Rejected
@@ -171,7 +172,7 @@ class AwsSource:
         return found
 
     def _find(self) -> _Found:
-        with _plainly("the function"):
+        with plainly("the function", "read"):
             mapping = self._mapping()
             name = str(mapping["FunctionArn"])
             function = self.client("lambda").get_function_configuration(FunctionName=name)
@@ -242,7 +243,7 @@ class AwsSource:
 
     def shards(self) -> list[ShardView]:
         found = self.found()
-        with _plainly(f"stream {found.stream}"):
+        with plainly(f"stream {found.stream}", "read"):
             listed = self._fresh(
                 ("shards", found.stream),
                 self._paces.shards_s,
@@ -259,7 +260,7 @@ class AwsSource:
     def _read(self, found: _Found, limit: int | None) -> Iterator[Item]:
         if found.keys is None:
             return
-        with _plainly(f"table {found.table}"):
+        with plainly(f"table {found.table}", "read"):
             read = DynamoTable(found.table, found.keys, client=self.client("dynamodb")).items()
             for item in itertools.islice(read, limit):
                 yield self._item(found, item)
@@ -291,7 +292,7 @@ class AwsSource:
             self._log, self._log_of = CallLog(), group
         since_ms = max(self.now_ms() - LOG_MS, self._log.newest_ms - LOG_BACK_MS)
         logs = self.client("logs")
-        with _plainly(f"log group {group}"):
+        with plainly(f"log group {group}", "read"):
             try:
                 pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since_ms)
                 for page in pages:
@@ -317,7 +318,7 @@ class AwsSource:
             "StartTime": datetime.fromtimestamp(from_ms / 1000, UTC),
             "EndTime": datetime.fromtimestamp(to_ms / 1000, UTC),
         }
-        with _plainly("CloudWatch"):
+        with plainly("CloudWatch", "read"):
             for page in self.client("cloudwatch").get_paginator("get_metric_data").paginate(**request):
                 for result in page["MetricDataResults"]:
                     for moment, value in zip(result["Timestamps"], result["Values"], strict=True):
@@ -360,7 +361,7 @@ class AwsSource:
         """The service that the function's metrics are under, where its environment does not say: the first there is."""
 
         def ask() -> str:
-            with _plainly("CloudWatch"):
+            with plainly("CloudWatch", "read"):
                 found = self.client("cloudwatch").list_metrics(Namespace=namespace, MetricName="Received")["Metrics"]
             services = [each["Value"] for metric in found for each in metric["Dimensions"] if each["Name"] == "service"]
             return services[0] if services else "none"
@@ -374,7 +375,7 @@ class AwsSource:
 
     def put(self, partition_key: str, data: bytes) -> Put:
         stream = self.found().stream
-        with _plainly(f"stream {stream}"):
+        with plainly(f"stream {stream}", "read"):
             answer = self.client("kinesis").put_record(StreamName=stream, PartitionKey=partition_key, Data=data)
         return Put(answer["ShardId"], answer["SequenceNumber"], self.now_ms())
 
@@ -397,21 +398,6 @@ class _FoundQuarantine:
         if where != self._opened[0]:
             self._opened = (where, open_quarantine(where, make_client=lambda: self._source.client("s3")))
         return self._opened[1]
-
-
-class _plainly:  # noqa: N801 - reads as a statement
-    """AWS' errors as one line."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ClientError | BotoCoreError):
-            msg = f"{self._what} cannot be read: {' '.join(str(error).split())[:300]}"
-            raise SourceProblem(msg) from None
 
 
 # --- in words and in numbers -------------------------------------------------------------------------------------

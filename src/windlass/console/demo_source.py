@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from windlass.console.source import (
     COUNTS,
     CallView,
@@ -17,7 +15,7 @@ from windlass.console.source import (
     Series,
     Setting,
     ShardView,
-    SourceProblem,
+    plainly,
 )
 from windlass.console.values import item_view, kinesis_shards, mapping_in_words
 from windlass.core.window import Window
@@ -71,14 +69,14 @@ class DemoSource:
         poller = self._demo.poller
         held = {status.shard_id: status for status in poller.status()} if poller else {}
         calls = list(self._demo.watch.calls)
-        with _plainly("the shards"):
+        with plainly("the shards", "used"):
             listed = kinesis_shards(self._demo.clients["kinesis"], STREAM)
         return [
             status_view(shard, held[shard.shard_id], calls) if shard.shard_id in held else shard for shard in listed
         ]
 
     def items(self) -> Iterator[Item]:
-        with _plainly(f"table {TABLE}"):
+        with plainly(f"table {TABLE}", "used"):
             for item in read_table(self._demo.clients["dynamodb"], TABLE):
                 yield self._item(item)
 
@@ -107,24 +105,9 @@ class DemoSource:
         return []  # the demo's mapping tries a batch again until it succeeds, and gives none up
 
     def put(self, partition_key: str, data: bytes) -> Put:
-        with _plainly(f"stream {STREAM}"):
+        with plainly(f"stream {STREAM}", "used"):
             answer = self._demo.clients["kinesis"].put_record(StreamName=STREAM, PartitionKey=partition_key, Data=data)
         return Put(answer["ShardId"], answer["SequenceNumber"], self.now_ms())
-
-
-class _plainly:  # noqa: N801 - reads as a statement
-    """AWS' errors as one line."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ClientError | BotoCoreError):
-            msg = f"{self._what} cannot be used: {' '.join(str(error).split())[:300]}"
-            raise SourceProblem(msg) from None
 
 
 def status_view(shard: ShardView, status: ShardStatus, calls: list[WatchedCall]) -> ShardView:

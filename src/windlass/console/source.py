@@ -5,15 +5,27 @@ source cannot know is None, and the page says so instead of guessing.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
+from botocore.exceptions import BotoCoreError, ClientError
 
 from windlass.quarantine import Browsable
 
 
 class SourceProblem(Exception):
     """Something cannot be read or put. One line: what is wrong, what was found, what to do."""
+
+
+@contextmanager
+def plainly(what: str, done: str) -> Iterator[None]:
+    """AWS' errors as one line: `what` cannot be `done`."""
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        msg = f"{what} cannot be {done}: {' '.join(str(error).split())[:300]}"
+        raise SourceProblem(msg) from None
 
 
 class Setting(msgspec.Struct, frozen=True):
