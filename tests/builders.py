@@ -50,6 +50,7 @@ def event(
     shard: str = SHARD,
     start: str = START,
     end: str = END_30,
+    stream: str = STREAM,
 ) -> dict[str, Any]:
     """A windowed event."""
     return {
@@ -57,7 +58,7 @@ def event(
         "window": {"start": start, "end": end},
         "state": {} if state is None else state,
         "shardId": shard,
-        "eventSourceARN": STREAM,
+        "eventSourceARN": stream,
         "isFinalInvokeForWindow": final,
         "isWindowTerminatedEarly": early,
     }

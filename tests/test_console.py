@@ -256,17 +256,19 @@ def test_an_item_is_seen_with_its_totals_shards_and_all_else_apart():
             "windowStart": "2026-11-23T11:00:00Z",
             "windowEnd": "2026-11-23T11:00:30Z",
             "passenger": 5,
-            "applied#shardId-1": position("7"),
+            "applied#trips/shardId-1": position("7"),
+            "applied#others/shardId-1": position("8"),
             "version": 3,
             "note": "<b>",
         },
         "vendorId",
         ["passenger"],
         30_000,
+        "trips",
     )
 
     assert (seen.key, seen.totals, seen.others) == ("2", {"passenger": "5"}, {"note": "<b>"})
-    assert seen.shards == {"shardId-1": position("7")}
+    assert seen.shards == {"shardId-1": position("7"), "others/shardId-1": position("8")}
     assert seen.window_end_ms - seen.window_start_ms == 30_000
 
 

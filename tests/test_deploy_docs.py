@@ -46,7 +46,11 @@ def test_every_setting_named_on_the_page_is_one():
         assert line in Settings.__struct_fields__
 
 
-@pytest.mark.parametrize(("shards", "units"), [(4, 4), (8, 8), (100, 540), (1000, 47_500)])
-def test_the_table_of_write_units_is_what_the_estimate_says(shards, units):
+@pytest.mark.parametrize(
+    ("shards", "kilobytes", "units"), re.findall(r"\| ([\d,]+) \| ([\d.]+) kB \| (?:about )?([\d,]+) \|", DOC)
+)
+def test_the_table_of_write_units_is_what_the_estimate_says(shards, kilobytes, units):
+    shards, units = (int(text.replace(",", "")) for text in (shards, units))
     found = estimate(Load(records_s=1_000_000, keys=1, shards=shards), prices())
+    assert found.item_bytes / 1000 == pytest.approx(float(kilobytes), rel=0.1)
     assert found.hottest_item_units == pytest.approx(units, rel=0.03)

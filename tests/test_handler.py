@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import END_30, SHARD, START, START_S, aggregate, event, kinesis_record, records, trip
+from tests.builders import END_30, SHARD, START, START_S, STREAM, aggregate, event, kinesis_record, records, trip
 from tests.handlers import on_memory
 from windlass import Count, Max, Min, Range, Record, Records, Sum, Windows
 from windlass.core.aggregate import HashRange, hash_key
@@ -26,6 +26,9 @@ from windlass.table import Throttled
 class Trip(Record):
     vendorId: int
     passengerCount: Annotated[int, Range(0, 9)]
+
+
+FENCE = f"applied#input-stream/{SHARD}"
 
 
 def windows(**changed: Any) -> Windows:
@@ -196,7 +199,7 @@ def test_a_final_call_folds_its_records_before_it_flushes():
         "windowEnd": END_30,
         "passenger": 4,
         "trips": 1,
-        f"applied#{SHARD}": items(seams)[2, START][f"applied#{SHARD}"],
+        FENCE: items(seams)[2, START][FENCE],
     }
 
 
@@ -208,6 +211,16 @@ def test_an_early_call_flushes_and_the_window_goes_on_with_an_empty_state():
     deliver(handler, [records([trip(1, 3)], first=2)])
 
     assert items(seams)[1, START]["passenger"] == 5
+
+
+def test_streams_of_equal_shard_ids_add_to_one_table():
+    handler, seams = on_memory(windows())
+    for stream in ("new-stream", "old-stream", "old-stream/consumer/fan-out:1700000000", "new-stream"):
+        arn = STREAM.replace("input-stream", stream)
+        handler(event(records([trip(1, 2)]), final=True, stream=arn), None)
+
+    assert items(seams)[1, START]["passenger"] == 4
+    assert [report.skipped_flushes for report in seams.telemetry.reports] == [0, 0, 1, 1]
 
 
 def test_a_repeated_final_call_is_told_as_skipped():

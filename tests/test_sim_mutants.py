@@ -36,7 +36,7 @@ def merged_as(change):
 replaced = msgspec.structs.replace
 no_fence = merged_as(lambda row: replaced(row, first="~"))
 fence_lets_equal_pass = merged_as(lambda row: replaced(row, first=row.first + "~"))
-fence_per_table = merged_as(lambda row: replaced(row, shard="any"))
+fence_per_table = merged_as(lambda row: replaced(row, source="any"))
 
 
 def cuts_at_batch_edges(monkeypatch):

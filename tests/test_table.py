@@ -105,7 +105,7 @@ def row(
     return Contribution(
         key={name: vendor},
         window=window,
-        shard=SHARD.format(shard),
+        source=SHARD.format(shard),
         first=position(str(first)),
         through=position(str(through)),
         **{"add": {}, **values},

@@ -128,7 +128,7 @@ class WindowsHandler(_Handler[WindowsPlan]):
             seams.quarantine.put(call.shard, step.rejected)
         if step.flush:
             rows = [
-                row for segment in step.flush for row in self.plan.folder.contributions(segment, call.shard, window)
+                row for segment in step.flush for row in self.plan.folder.contributions(segment, call.source, window)
             ]
             delivery = self._deliver(rows, merging(seams.table, seams.executor), seams, report, remaining_ms)
             report.flushed_rows = delivery.count(Merged.APPLIED)

@@ -43,8 +43,9 @@ class Windows:
     `aggregates` says what becomes of records in KPL aggregates whose key belongs to another shard: "keep_insiders"
     (default) leaves them to the KPL, which sends them again; "keep_all" is for producers that never do.
 
-    Table and quarantine belong to one function on one stream. Both tell shards apart by id alone, and ids are the same
-    in every stream: what a second stream, or a second function, adds to the same items can pass for already applied.
+    Several streams may add to one table, as when producers move to another stream: items tell their shards apart by
+    stream and id. A stream is read into a table once: what a second declaration would add to the same items passes for
+    already applied. A quarantine tells shards apart by id alone: give each stream a prefix of its own.
 
     Raises DeclarationError when the declaration cannot work.
     """

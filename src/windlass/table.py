@@ -1,8 +1,8 @@
 """The seam to DynamoDB: contributions merge into items, whole items are put. A Protocol, and its DynamoDB form.
 
 Rules of this file:
-- A merge is ONE conditional write. It adds the row's values and sets the fence `applied#<shard>` to `through`, under
-  the condition that the fence is absent or less than `first`. When the condition fails, what is stored decides:
+- A merge is ONE conditional write. It adds the row's values and sets the fence `applied#<stream>/<shard>` to `through`,
+  under the condition that the fence is absent or less than `first`. When the condition fails, what is stored decides:
 
     stored fence               | meaning                               | answer
     ---------------------------+---------------------------------------+---------------------------
@@ -104,13 +104,13 @@ _HOT = (CONTENTION, "TransactionConflictException", "ReplicatedWriteConflictExce
 class ConflictingFlush(Exception):
     """The fence of an item lies inside the segment that is to be merged: neither new nor already applied."""
 
-    def __init__(self, item: Mapping[str, KeyValue], shard: str, stored: str, first: str, through: str) -> None:
+    def __init__(self, item: Mapping[str, KeyValue], source: str, stored: str, first: str, through: str) -> None:
         super().__init__(
-            f"item {dict(item)} already covers {shard} through {stored}, inside the segment {first} to {through}: "
+            f"item {dict(item)} already covers {source} through {stored}, inside the segment {first} to {through}: "
             "nothing was written. Two functions flush this shard into one table, or a deployment changed where "
             "segments are cut; give each function its own table"
         )
-        self.item, self.shard, self.stored, self.first, self.through = dict(item), shard, stored, first, through
+        self.item, self.source, self.stored, self.first, self.through = dict(item), source, stored, first, through
 
 
 class TableProblem(Exception):
@@ -306,7 +306,7 @@ class _Merge:
     def __init__(self, contribution: Contribution, keys: TableKeys) -> None:
         self.row = contribution
         self.keys = keys
-        self.fence = f"applied#{contribution.shard}"
+        self.fence = f"applied#{contribution.source}"
         self.looks = bool(contribution.least or contribution.most)
         self.key: Item = dict(contribution.key)
         self.plain: Item = {**contribution.plain, WINDOW_END: contribution.window.end}
@@ -333,7 +333,7 @@ class _Merge:
             return None
         if stored >= row.through:
             return Merged.ALREADY
-        raise ConflictingFlush(self.key, row.shard, stored, row.first, row.through)
+        raise ConflictingFlush(self.key, row.source, stored, row.first, row.through)
 
     def _older(self, old: Item) -> bool:
         if self.keys.keeps_windows:

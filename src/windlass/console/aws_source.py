@@ -275,7 +275,7 @@ class AwsSource:
 
     def _item(self, found: _Found, item: Mapping[str, Any]) -> Item:
         assert found.keys is not None
-        return item_view(item, found.keys.partition.name, None, found.every_ms)
+        return item_view(item, found.keys.partition.name, None, found.every_ms, found.stream)
 
     # --- what has happened ---------------------------------------------------------------------------------------
 

@@ -86,7 +86,8 @@ class DemoSource:
 
     def _item(self, item: dict[str, Any]) -> Item:
         folder = self._demo.pipeline.plan.folder
-        return item_view(item, folder.key_attribute, [column.attribute for column in folder.columns], self._every_ms)
+        totals = [column.attribute for column in folder.columns]
+        return item_view(item, folder.key_attribute, totals, self._every_ms, STREAM)
 
     def calls(self, limit: int) -> list[CallView]:
         kept = list(self._demo.watch.calls)[-limit:]

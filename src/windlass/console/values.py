@@ -13,18 +13,22 @@ HASH_KEYS = 2**128
 _OWN = ("windowStart", "windowEnd", "version")
 
 
-def item_view(item: Mapping[str, Any], key: str, totals: Sequence[str] | None, every_ms: int) -> Item:
-    """An item of plain values. `totals` None: every other attribute that is a number."""
+def item_view(item: Mapping[str, Any], key: str, totals: Sequence[str] | None, every_ms: int, stream: str) -> Item:
+    """An item of plain values. `totals` None: every other attribute that is a number.
+
+    Shards of `stream` go by their ids, those of other streams by stream and id.
+    """
     named = [name for name in item if name != key and name not in _OWN and not name.startswith(FENCE)]
     if totals is None:
         totals = [name for name in named if isinstance(item[name], int | Decimal)]
     start_ms = moment_ms(item.get("windowStart")) or 0
+    fences = {name.removeprefix(FENCE): str(value) for name, value in item.items() if name.startswith(FENCE)}
     return Item(
         key=text_of(item.get(key, "")),
         window_start_ms=start_ms,
         window_end_ms=moment_ms(item.get("windowEnd")) or (start_ms + every_ms if start_ms else None),
         totals={name: text_of(item[name]) for name in totals if name in item},
-        shards={name[len(FENCE) :]: str(value) for name, value in item.items() if name.startswith(FENCE)},
+        shards={name.removeprefix(f"{stream}/"): through for name, through in fences.items()},
         others={name: text_of(item[name]) for name in named if name not in totals},
     )
 

@@ -41,6 +41,15 @@ class Call(msgspec.Struct):
     ascii: bool = False
     aggregated: bool = False
 
+    @property
+    def source(self) -> str:
+        """The shard, told apart from the shards of other streams, whose ids are the same: `input-stream/shardId-0…`.
+
+        The stream's name is in its ARN, and in that of an enhanced fan-out consumer (`…:stream/NAME/consumer/…`).
+        """
+        stream = self.stream_arn.partition(":stream/")[2].partition("/")[0]
+        return f"{stream}/{self.shard}" if stream else self.shard
+
     def __post_init__(self) -> None:
         self.ascii = all(map(bytes.isascii, self.payloads))
         self.aggregated = not self.ascii and any(map(bytes.startswith, self.payloads, repeat(MAGIC)))

@@ -215,8 +215,8 @@ class Folder(msgspec.Struct, frozen=True):
 
     # ── towards the table ───────────────────────────────────────────────────────────────────────────────────
 
-    def contributions(self, segment: Segment, shard: str, window: Window) -> Iterator[Contribution]:
-        """What a closed segment adds to each item."""
+    def contributions(self, segment: Segment, source: str, window: Window) -> Iterator[Contribution]:
+        """What a closed segment adds to each item. `source` is the shard's name, `Call.source`."""
         for key, row in segment.rows.items():
             by_kind: dict[str, dict[str, Number]] = {"add": {}, "least": {}, "most": {}}
             for column, value in zip(segment.columns, row, strict=True):
@@ -227,7 +227,7 @@ class Folder(msgspec.Struct, frozen=True):
             yield Contribution(
                 key={self.key_attribute: parts[0] if len(parts) == 1 else self._joined(parts)},
                 window=window,
-                shard=shard,
+                source=source,
                 first=segment.first,
                 through=segment.through,
                 plain=plain,

@@ -121,7 +121,7 @@ class Checker:
             if after.get(self._count, 0) > arrived:
                 text = (
                     f"the item of {row.key} in {row.window.start} counts {after[self._count]} records, but "
-                    f"{arrived} have arrived; {row.shard} added {row.add.get(self._count)}"
+                    f"{arrived} have arrived; {row.source} added {row.add.get(self._count)}"
                 )
                 self.fail("never_too_much", text)
 
@@ -133,7 +133,7 @@ class Checker:
         for name in (*fell, *rose, *gone):
             text = (
                 f"{name} of the item of {row.key} in {row.window.start} went from {before.get(name)} to "
-                f"{after.get(name)} when {row.shard} was merged"
+                f"{after.get(name)} when {row.source} was merged"
             )
             self.fail("never_falls", text)
 

@@ -71,7 +71,7 @@ class MemoryTable:
         return iter(items)
 
     def _merge(self, row: Contribution) -> Merged:
-        start, end, fence = row.window.start, row.window.end, "applied#" + row.shard
+        start, end, fence = row.window.start, row.window.end, "applied#" + row.source
         item: Item = {**row.key, "windowStart": start}
         key = self._checked_key(item)
         old = self.stored.get(key)
@@ -87,7 +87,7 @@ class MemoryTable:
                 if mark >= row.through:
                     return Merged.ALREADY
                 raise ConflictingFlush(
-                    dict(zip(self.keys.names, key, strict=True)), row.shard, mark, row.first, row.through
+                    dict(zip(self.keys.names, key, strict=True)), row.source, mark, row.first, row.through
                 )
             item = old.copy()
         item["windowEnd"] = end
