@@ -202,11 +202,17 @@ def test_concurrent_conditional_writes_take_turns(cloud: Cloud) -> None:
 # --- Invoke --------------------------------------------------------------------------------------------------
 
 
+def invoked(client: Any, name: str, **asked: Any) -> dict[str, Any]:
+    """The answer, its payload read: one that is not keeps the connection of its client to itself."""
+    answer: dict[str, Any] = client.invoke(FunctionName=name, **asked)
+    return answer | {"Payload": answer["Payload"].read()}
+
+
 def test_invoke_answers_with_the_result_the_version_and_the_tail_of_the_log(cloud: Cloud) -> None:
     function(cloud, "echo", ECHO)
-    answer = cloud.client("lambda").invoke(FunctionName="echo", Payload=b'{"a": 1}', LogType="Tail")
+    answer = invoked(cloud.client("lambda"), "echo", Payload=b'{"a": 1}', LogType="Tail")
     assert (answer["StatusCode"], answer["ExecutedVersion"]) == (200, "$LATEST")
-    assert json.loads(answer["Payload"].read()) == {"a": 1}
+    assert json.loads(answer["Payload"]) == {"a": 1}
     tail = base64.b64decode(answer["LogResult"]).decode().splitlines()
     assert tail[-3] == "got 0"
     assert tail[-1].startswith("REPORT RequestId: " + answer["ResponseMetadata"]["RequestId"])
@@ -217,16 +223,16 @@ def test_invoke_answers_with_the_result_the_version_and_the_tail_of_the_log(clou
 
 def test_a_function_that_raises_is_reported_as_lambda_does(cloud: Cloud) -> None:
     function(cloud, "fails", FAILS)
-    answer = cloud.client("lambda").invoke(FunctionName="fails")
+    answer = invoked(cloud.client("lambda"), "fails")
     assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
-    told = json.loads(answer["Payload"].read())
+    told = json.loads(answer["Payload"])
     assert (told["errorType"], told["errorMessage"]) == ("ValueError", "no such trip")
     assert metric(cloud, "AWS/Lambda", "Errors", "FunctionName", "fails") == 1
 
 
 def test_an_event_is_taken_at_once_and_run_later(cloud: Cloud) -> None:
     function(cloud, "later", ECHO)
-    answer = cloud.client("lambda").invoke(FunctionName="later", InvocationType="Event", Payload=b'{"Records": [1, 2]}')
+    answer = invoked(cloud.client("lambda"), "later", InvocationType="Event", Payload=b'{"Records": [1, 2]}')
     assert answer["StatusCode"] == 202
     eventually(lambda: [call for call in cloud.view().calls if call.function == "later"])
     assert "got 2" in lines_of(cloud, "later")
@@ -234,7 +240,7 @@ def test_an_event_is_taken_at_once_and_run_later(cloud: Cloud) -> None:
 
 def test_a_dry_run_runs_nothing(cloud: Cloud) -> None:
     function(cloud, "dry", ECHO)
-    assert cloud.client("lambda").invoke(FunctionName="dry", InvocationType="DryRun")["StatusCode"] == 204
+    assert invoked(cloud.client("lambda"), "dry", InvocationType="DryRun")["StatusCode"] == 204
     assert not [call for call in cloud.view().calls if call.function == "dry"]
 
 
@@ -244,9 +250,9 @@ def test_a_function_is_found_by_every_name_it_has(cloud: Cloud) -> None:
     version = client.publish_version(FunctionName="named")["Version"]
     client.create_alias(FunctionName="named", Name="live", FunctionVersion=version)
     for name in ("named", arn, f"{ACCOUNT}:function:named", "named:$LATEST", f"{arn}:live", "named:live"):
-        answer = client.invoke(FunctionName=name)
+        answer = invoked(client, name)
         assert answer["ExecutedVersion"] == (version if "live" in name else "$LATEST"), name
-    assert client.invoke(FunctionName="named", Qualifier="live")["ExecutedVersion"] == version
+    assert invoked(client, "named", Qualifier="live")["ExecutedVersion"] == version
     message = f"Function not found: {arn}:none"
     assert refused(client.invoke, FunctionName="named", Qualifier="none") == ("ResourceNotFoundException", message)
 
@@ -282,7 +288,7 @@ def test_invoke_refuses_what_lambda_refuses(cloud: Cloud) -> None:
 def test_new_code_and_settings_take_effect_on_the_next_call(cloud: Cloud) -> None:
     client = cloud.client("lambda")
     function(cloud, "changing", "import os\ndef handler(event, context):\n    return [1, os.environ.get('WHO')]\n")
-    said = lambda: json.loads(client.invoke(FunctionName="changing")["Payload"].read())  # noqa: E731
+    said = lambda: json.loads(invoked(client, "changing")["Payload"])  # noqa: E731
     assert said() == [1, None]
     client.update_function_configuration(FunctionName="changing", Environment={"Variables": {"WHO": "me"}})
     assert said() == [1, "me"]
@@ -294,7 +300,7 @@ def test_new_code_and_settings_take_effect_on_the_next_call(cloud: Cloud) -> Non
 def test_a_deleted_functions_processes_end(cloud: Cloud) -> None:
     client = cloud.client("lambda")
     function(cloud, "brief", "import os\ndef handler(event, context):\n    return os.getpid()\n")
-    pid = json.loads(client.invoke(FunctionName="brief")["Payload"].read())
+    pid = json.loads(invoked(client, "brief")["Payload"])
     os.kill(pid, 0)
     client.delete_function(FunctionName="brief")
     eventually(lambda: not _lives(pid))
@@ -605,7 +611,7 @@ def test_embedded_metrics_become_metrics(cloud: Cloud) -> None:
     }
     source = f"import json\ndef handler(event, context):\n    print(json.dumps({line!r}))\n"
     function(cloud, "measures", source)
-    cloud.client("lambda").invoke(FunctionName="measures")
+    invoked(cloud.client("lambda"), "measures")
     assert metric(cloud, "Taxi", "Late", "service", "trips") == 3
     assert metric(cloud, "Taxi", "Sizes", "service", "trips") == 7
     assert metric(cloud, "Taxi", "Sizes", "service", "trips", "SampleCount") == 3
@@ -660,7 +666,7 @@ def test_what_a_stack_makes_comes_to_life_changes_and_goes(cloud: Cloud) -> None
     changed["Resources"]["Mapping"]["Properties"]["Enabled"] = "false"
     formation.update_stack(StackName="taxi", TemplateBody=json.dumps(changed))
     eventually(lambda: state_of(cloud, uuid) == "Disabled")
-    client.invoke(FunctionName="stacked")
+    invoked(client, "stacked")
     assert "two" in lines_of(cloud, "stacked")
     formation.delete_stack(StackName="taxi")
     eventually(lambda: not client.list_event_source_mappings(FunctionName="stacked")["EventSourceMappings"])
@@ -726,7 +732,7 @@ def test_the_command_says_where_it_is_ends_on_ctrl_c_and_leaves_no_process(tmp_p
             FunctionName="pid", Runtime=f"python3.{sys.version_info[1]}", Handler="app.handler", Role=role,
             Code={"ZipFile": zipped("import os\ndef handler(event, context):\n    return os.getpid()\n")},
         )  # fmt: skip
-        pid = json.loads(make("lambda").invoke(FunctionName="pid")["Payload"].read())
+        pid = json.loads(invoked(make("lambda"), "pid")["Payload"])
         os.kill(pid, 0)
     finally:
         process.send_signal(signal.SIGINT)

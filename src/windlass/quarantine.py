@@ -326,8 +326,10 @@ class S3Quarantine:
             yield from self._read_object(key)
 
     def _read_object(self, key: str) -> Iterator[Rejected]:
-        with self._named_problems("s3:GetObject"):
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        with (
+            self._named_problems("s3:GetObject"),
+            contextlib.closing(self._client.get_object(Bucket=self.bucket, Key=key)["Body"]) as body,
+        ):
             yield from _read_lines(body.iter_lines(_CHUNK_BYTES), f"s3://{self.bucket}/{key}")
 
     def _keys(self) -> Iterator[str]:
