@@ -4,7 +4,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -485,6 +485,25 @@ def pushed(*numbers: int, then: str | None = "0", behind_ms: int = 0, **more: An
     return {"SubscribeToShardEvent": event}
 
 
+class Pushes:
+    """An EventStream of botocore's: what is pushed, and a connection that stays taken until it is closed."""
+
+    def __init__(self, pushes: Iterable[dict[str, Any]]) -> None:
+        self.pushes = pushes
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.pushes)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def subscribing(*pushes: Iterable[dict[str, Any]], **more: Any) -> Any:
+    """An endpoint that answers subscription after subscription with these."""
+    return Endpoint(subscribe_to_shard=[{"EventStream": Pushes(each)} for each in pushes], **more)
+
+
 def read_all(stream: SubscribedStream, position: Position = TRIM_HORIZON) -> list[Fetched]:
     """Reads until the shard ends."""
     reads: list[Fetched] = []
@@ -498,12 +517,7 @@ def read_all(stream: SubscribedStream, position: Position = TRIM_HORIZON) -> lis
 
 def test_a_subscription_is_taken_up_again_until_the_shard_ends():
     children = [{"ShardId": "b"}]
-    endpoint = Endpoint(
-        subscribe_to_shard=[
-            {"EventStream": [pushed(1, 2, then="2"), pushed(then="5")]},
-            {"EventStream": [pushed(7, then=None, ChildShards=children)]},
-        ]
-    )
+    endpoint = subscribing([pushed(1, 2, then="2"), pushed(then="5")], [pushed(7, then=None, ChildShards=children)])
     reads = read_all(SubscribedStream(endpoint, CONSUMER, wait_ms=1000), Position("AT_SEQUENCE_NUMBER", "1"))
     assert [each.sequence for read in reads for each in read.records] == ["1", "2", "7"]
     assert (reads[-1].ended, reads[-1].children) == (True, ("b",))
@@ -519,8 +533,7 @@ def test_a_subscription_that_breaks_is_told_once_and_begun_again_behind_what_was
         yield pushed(1, then="1")
         raise RuntimeError("connection reset")
 
-    endpoint = Endpoint(subscribe_to_shard=[{"EventStream": breaks()}, {"EventStream": [pushed(2, then=None)]}])
-    stream = SubscribedStream(endpoint, CONSUMER, wait_ms=1000)
+    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=1000)
     first = stream.fetch(Fetch("a", TRIM_HORIZON, 1))
     after_first = Position("AFTER_SEQUENCE_NUMBER", "1")
     with pytest.raises(RuntimeError, match="connection reset"):
@@ -537,8 +550,7 @@ def test_a_break_behind_records_that_were_pushed_is_told_by_the_next_read():
         broken.set()
         raise RuntimeError("connection reset")
 
-    endpoint = Endpoint(subscribe_to_shard=[{"EventStream": breaks()}, {"EventStream": [pushed(2, then=None)]}])
-    stream = SubscribedStream(endpoint, CONSUMER, wait_ms=1000)
+    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=1000)
     subscribed = stream.fetch(Fetch("a", TRIM_HORIZON, 0))  # takes nothing, and has the pushes begin
     assert not subscribed.records
     assert broken.wait(WAIT_S)
@@ -557,18 +569,32 @@ def test_before_the_first_push_a_shard_is_not_known_to_be_read():
         open_.wait(WAIT_S)
         yield pushed(then=None)
 
-    stream = SubscribedStream(Endpoint(subscribe_to_shard=[{"EventStream": late()}]), CONSUMER, wait_ms=1)
+    stream = SubscribedStream(subscribing(late()), CONSUMER, wait_ms=1)
     assert stream.fetch(Fetch("a", LATEST, 10)).behind_latest_ms > 0
     open_.set()
     assert read_all(stream, LATEST)[-1].behind_latest_ms == 0
 
 
+@pytest.mark.parametrize("ends", ["the shard ends", "nobody reads any more", "it breaks"])
+def test_a_subscription_that_is_over_gives_its_connection_back(ends):
+    def pushes() -> Iterator[dict[str, Any]]:
+        yield pushed(1, then=None if ends == "the shard ends" else "1")
+        if ends == "it breaks":
+            raise RuntimeError("connection reset")
+        while True:
+            yield pushed(2)
+
+    events = Pushes(pushes())
+    stream = SubscribedStream(Endpoint(subscribe_to_shard=[{"EventStream": events}]), CONSUMER, wait_ms=1000)
+    stream.fetch(Fetch("a", TRIM_HORIZON, 1))
+    if ends == "nobody reads any more":
+        stream.close()
+    assert events.closed.wait(WAIT_S)
+
+
 def test_a_mapping_runs_on_a_consumer(started):
     listing = {"Shards": [{"ShardId": "a", "SequenceNumberRange": {"StartingSequenceNumber": "0"}}]}
-    endpoint = Endpoint(
-        list_shards=[listing] * 10_000,
-        subscribe_to_shard=[{"EventStream": [pushed(1, 2), pushed(3, then=None)]}],
-    )
+    endpoint = subscribing([pushed(1, 2), pushed(3, then=None)], list_shards=[listing] * 10_000)
     function = Function()
     poller = started(SubscribedStream(endpoint, CONSUMER), function, settings(event_source_arn=CONSUMER))
     assert poller.settle(timeout_s=WAIT_S)

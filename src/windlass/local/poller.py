@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -237,13 +237,14 @@ class _Subscription:
         """One subscription, five minutes at most. Returns where the next begins; None: the shard has ended."""
         starting = {"Type": position.kind, **_place(position, "SequenceNumber")}
         answer = self._client.subscribe_to_shard(**self._request, StartingPosition=starting)
-        for each in answer["EventStream"]:
-            pushed = each["SubscribeToShardEvent"]
-            self._put(pushed)
-            continuation = pushed.get("ContinuationSequenceNumber")
-            if continuation is None or self._closed.is_set():
-                return None
-            position = Position("AFTER_SEQUENCE_NUMBER", continuation)
+        with closing(answer["EventStream"]) as pushes:
+            for each in pushes:
+                pushed = each["SubscribeToShardEvent"]
+                self._put(pushed)
+                continuation = pushed.get("ContinuationSequenceNumber")
+                if continuation is None or self._closed.is_set():
+                    return None
+                position = Position("AFTER_SEQUENCE_NUMBER", continuation)
         return position
 
     def _put(self, pushed: dict[str, Any] | Exception) -> None:
