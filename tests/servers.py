@@ -277,21 +277,21 @@ class Kinesis:
     def __init__(self, name: str) -> None:
         self.name = name
         self._server: Any = None
-        endpoint = None
+        self.endpoint: str | None = None
         if name == "moto":
             from moto.server import ThreadedMotoServer
 
             self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
             self._server.start()
-            endpoint = "http://127.0.0.1:{1}".format(*self._server.get_host_and_port())
+            self.endpoint = "http://127.0.0.1:{1}".format(*self._server.get_host_and_port())
         elif name != "aws":
             _need(name)
             self._server = Server(name)
-            endpoint = self._server.endpoint
+            self.endpoint = self._server.endpoint
         with pytest.MonkeyPatch.context() as patch:
             for variable, value in ({} if name == "aws" else _NO_ACCOUNT).items():
                 patch.setenv(variable, value)
-            self.client = boto3.client("kinesis", endpoint_url=endpoint, config=_MANY_SHARDS)
+            self.client = boto3.client("kinesis", endpoint_url=self.endpoint, config=_MANY_SHARDS)
 
     def end(self) -> None:
         self.client.close()

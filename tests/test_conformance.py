@@ -6,6 +6,8 @@ Lambda's own pace, on streams that they make and delete.
 """
 
 import calendar
+import io
+import json
 import threading
 import time
 import uuid
@@ -25,6 +27,7 @@ from botocore.eventstream import EventStream
 from tests import servers
 from tests.builders import trip
 from windlass.apps import load_app
+from windlass.commands import mapping as mapping_command
 from windlass.handler import Seams
 from windlass.local.mapping import Delivered, Failure
 from windlass.local.mapping_settings import LATEST, TRIM_HORIZON, Assumptions, MappingSettings, Position
@@ -443,6 +446,38 @@ def test_a_consumer_is_pushed_every_record_once(trial, monkeypatch):
         stream.close()
     assert Counter(function.placed) == Counter(put)
     assert {record["eventSourceARN"] for event in function.events for record in event["Records"]} == {consumer_arn}
+
+
+def test_the_command_reads_through_a_consumer(trial, monkeypatch, tmp_path):
+    trial.needs("consumers")
+    if trial.has_quirk("initial_response"):
+        monkeypatch.setattr(EventStream, "get_initial_response", lambda self: SimpleNamespace(payload=b"{}"))
+    trial.create(2)
+    trial.register_consumer()
+    trial.put(numbered(10))
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from pathlib import Path\n"
+        "seen = []\n"
+        "def handler(event, context):\n"
+        "    seen.extend(record['eventSourceARN'] for record in event['Records'])\n"
+        "    Path(__file__).with_name('seen').write_text('\\n'.join(seen))\n"
+    )
+    out = io.StringIO()
+    options = mapping_command.Options(
+        handler=f"{app}:handler",
+        stream=trial.name,
+        consumer="conformance",
+        request={"StartingPosition": "TRIM_HORIZON"},
+        endpoint_url=trial.server.endpoint,
+        region="us-east-1",
+        until_settled=True,
+    )
+    assert mapping_command.run(options, out=out, err=io.StringIO()) == 0
+    assert json.loads(out.getvalue().splitlines()[-1])["polled"] == 10
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert len(seen) == 10
+    assert all("/consumer/conformance" in arn for arn in seen)
 
 
 # --- failing -----------------------------------------------------------------------------------------------------

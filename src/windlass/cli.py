@@ -272,6 +272,9 @@ class StartName(StrEnum):
 def mapping_run(
     handler: Annotated[str, typer.Argument(help="path/app.py:handler, or a pipeline.", metavar="APP")],
     stream: Annotated[str, typer.Option(help="The stream's name.")],
+    consumer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Read through this enhanced fan-out consumer of the stream.")
+    ] = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     starting_position: Annotated[StartName, typer.Option(help="Where to begin.")] = StartName.TRIM_HORIZON,
@@ -320,6 +323,7 @@ def mapping_run(
     options = command.Options(
         handler=handler,
         stream=stream,
+        consumer=consumer,
         request={name: value for name, value in asked.items() if value is not None},
         since=since,
         endpoint_url=endpoint_url,

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,6 +28,7 @@ from windlass.local.poller import (
     PolledStream,
     Poller,
     ShardStatus,
+    SubscribedStream,
     wall_clock_ms,
 )
 from windlass.verify import CannotVerify
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 REFRESH_S = 0.25
+PUSHED_POLL_MS = 1  # what is pushed is waited for inside the read
 TROUBLES_MAX = 5
 TROUBLE_CHARS_MAX = 160
 FUNCTION_ARN = "arn:aws:lambda:{region}:{account}:function:{name}"
@@ -58,6 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     handler: str
     stream: str
     request: Mapping[str, Any]
+    consumer: str | None = None
     since: str | None = None
     endpoint_url: str | None = None
     region: str | None = None
@@ -72,8 +75,8 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     """Poll until told to end. Exit status: 0 ended, 1 calls failed, 2 could not begin."""
     out, err = out or sys.stdout, err or sys.stderr
     try:
-        poller = _poller(options, err)
-        with _ctrl_c() as told:
+        with ExitStack() as closed, _ctrl_c() as told:
+            poller = _poller(options, err, closed)
             poller.start()
             print(f"polling {options.stream}; Ctrl-C ends it", file=err, flush=True)
             with _screen(poller, err) as refresh:
@@ -88,11 +91,14 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     return 1 if counted["errors"] else 0
 
 
-def _poller(options: Options, err: TextIO) -> Poller:
+def _poller(options: Options, err: TextIO, closed: ExitStack) -> Poller:
+    """The poller, not started yet. What it reads with is closed with `closed`."""
     handler = load_handler(options.handler)
     kinesis = client("kinesis", endpoint_url=options.endpoint_url, region=options.region)
-    stream_arn = kinesis.describe_stream_summary(StreamName=options.stream)["StreamDescriptionSummary"]["StreamARN"]
-    settings = _settings(options, stream_arn)
+    closed.callback(kinesis.close)
+    settings, stream = _source(options, kinesis)
+    if isinstance(stream, SubscribedStream):
+        closed.callback(stream.close)
 
     def observe(call: Invoke, outcome: Outcome) -> None:
         if not err.isatty():  # a terminal shows a table of the shards instead
@@ -100,7 +106,7 @@ def _poller(options: Options, err: TextIO) -> Poller:
 
     return Poller(
         settings,
-        PolledStream(kinesis, stream_arn),
+        stream,
         InProcess(handler, settings.function_arn, timeout_ms=options.timeout_s * 1000),
         deliver=AwsDestination(
             settings,
@@ -115,10 +121,22 @@ def _poller(options: Options, err: TextIO) -> Poller:
     )
 
 
-def _settings(options: Options, stream_arn: str) -> MappingSettings:
-    region, account = stream_arn.split(":")[3:5]
+def _source(options: Options, kinesis: Any) -> tuple[MappingSettings, PolledStream | SubscribedStream]:
+    """The mapping's settings, and the stream as it reads it."""
+    stream_arn = kinesis.describe_stream_summary(StreamName=options.stream)["StreamDescriptionSummary"]["StreamARN"]
+    if options.consumer is None:
+        return _settings(options, stream_arn), PolledStream(kinesis, stream_arn)
+    described = kinesis.describe_stream_consumer(StreamARN=stream_arn, ConsumerName=options.consumer)
+    consumer_arn = described["ConsumerDescription"]["ConsumerARN"]
+    settings = _settings(options, consumer_arn)
+    pushed = msgspec.structs.replace(settings, poll_ms=PUSHED_POLL_MS, poll_ms_min=PUSHED_POLL_MS)
+    return pushed, SubscribedStream(kinesis, consumer_arn)
+
+
+def _settings(options: Options, source_arn: str) -> MappingSettings:
+    region, account = source_arn.split(":")[3:5]
     name = options.handler.rpartition(":")[2] or "handler"
-    request = {**options.request, "EventSourceArn": stream_arn}
+    request = {**options.request, "EventSourceArn": source_arn}
     since_ms = moment_ms(options.since, wall_clock_ms())
     if since_ms is not None:
         request |= {"StartingPosition": "AT_TIMESTAMP", "StartingPositionTimestamp": since_ms / 1000}
