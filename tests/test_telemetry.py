@@ -29,12 +29,12 @@ def test_a_call_is_one_emf_blob_with_every_count(capsys):
 
     told = {name: blob[name] for name in ("Received", "Clean", "Late", "Duplicates", "Rejected", "Rejected_not_json")}
     assert told == {
-        "Received": [10.0],
-        "Clean": [6.0],
-        "Late": [1.0],
-        "Duplicates": [1.0],
-        "Rejected": [2.0],
-        "Rejected_not_json": [2.0],
+        "Received": 10,
+        "Clean": 6,
+        "Late": 1,
+        "Duplicates": 1,
+        "Rejected": 2,
+        "Rejected_not_json": 2,
     }
     assert blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Windlass"
     assert blob["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["service"]]
@@ -44,7 +44,7 @@ def test_a_call_is_one_emf_blob_with_every_count(capsys):
 def test_a_failed_call_counts_no_records_as_lambda_sends_them_again(capsys):
     blob, line = emitted(capsys, Report("s-1", received=10, clean=10, throttled=3, failed="AllThrottled"))
 
-    assert (blob["FailedCalls"], blob["AllThrottled"], blob["ThrottledWrites"]) == ([1.0], [1.0], [3.0])
+    assert (blob["FailedCalls"], blob["AllThrottled"], blob["ThrottledWrites"]) == (1, 1, 3)
     assert "Received" not in blob
     assert (line["level"], line["message"]) == ("ERROR", "call failed")
 
@@ -60,6 +60,26 @@ def test_names_follow_powertools_own_variables(capsys):
 
     assert blob["service"] == "taxi"
     assert blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("environ", "blobs"),
+    [
+        ({}, 1),
+        ({"POWERTOOLS_METRICS_DISABLED": "true"}, 0),
+        ({"POWERTOOLS_DEV": "1"}, 0),
+        ({"POWERTOOLS_DEV": "1", "POWERTOOLS_METRICS_DISABLED": "false"}, 1),
+    ],
+)
+def test_metrics_are_off_where_powertools_own_variables_say_so(capsys, environ, blobs):
+    assert len(emitted(capsys, Report("s-1"), environ)) == blobs
+
+
+def test_units_go_with_the_metrics(capsys):
+    (blob,) = emitted(capsys, Report("s-1", state_bytes=99))
+
+    units = {each["Name"]: each["Unit"] for each in blob["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    assert (units["StateBytes"], units["Received"]) == ("Bytes", "Count")
 
 
 def test_a_handlers_reports_tell_flushes_and_skipped_ones():

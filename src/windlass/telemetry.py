@@ -6,7 +6,7 @@ metric each. Namespace and service follow POWERTOOLS_METRICS_NAMESPACE and POWER
 """
 
 import os
-import threading
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -83,29 +83,39 @@ class PowertoolsTelemetry:
 
     def __init__(self, service: str, environ: Mapping[str, str] = os.environ) -> None:
         from aws_lambda_powertools import Logger, Metrics
-        from aws_lambda_powertools.metrics import MetricUnit
 
         service = environ.get("POWERTOOLS_SERVICE_NAME", service)
         namespace = environ.get("POWERTOOLS_METRICS_NAMESPACE", "Windlass")
         self._logger = Logger(service=service)
-        self._metrics = Metrics(namespace=namespace, service=service)
-        self._units: dict[str, Any] = {"StateBytes": MetricUnit.Bytes}
-        self._count = MetricUnit.Count
-        # Powertools collects metrics in one place; locally several shards call at once.
-        self._lock = threading.Lock()
+        self._dimensions = {"service": service}
+        self._metrics = None if _metrics_disabled(environ) else Metrics(namespace=namespace, service=service)
 
     def emit(self, report: Report) -> None:
         """One EMF blob on stdout, and one JSON log line: at level DEBUG where there was nothing but folding."""
-        with self._lock:
-            for name, value in report.metrics().items():
-                self._metrics.add_metric(name=name, unit=self._units.get(name, self._count), value=value)
-            self._metrics.flush_metrics()
-            if report.failed:
-                self._logger.error("call failed", extra=_told(report))
-            elif report.is_notable():
-                self._logger.info("call", extra=_told(report))
-            else:
-                self._logger.debug("call", extra={"received": report.received})
+        if self._metrics is not None:
+            # Powertools makes the blob. Its add_metric and flush_metrics would do the same in four times as long, and
+            # collect in one place what several shards, which locally call at once, and several handlers have to say.
+            told = {
+                name: {"Unit": _UNITS.get(name, "Count"), "StorageResolution": 60, "Value": value}
+                for name, value in report.metrics().items()
+            }
+            blob = self._metrics.serialize_metric_set(metrics=told, dimensions=self._dimensions, metadata={})
+            sys.stdout.write(msgspec.json.encode(blob).decode() + "\n")
+        if report.failed:
+            self._logger.error("call failed", extra=_told(report))
+        elif report.is_notable():
+            self._logger.info("call", extra=_told(report))
+        else:
+            self._logger.debug("call", extra={"received": report.received})
+
+
+_UNITS = {"StateBytes": "Bytes"}
+
+
+def _metrics_disabled(environ: Mapping[str, str]) -> bool:
+    """As Powertools has it: POWERTOOLS_METRICS_DISABLED says so, or, where that is not set, POWERTOOLS_DEV."""
+    said = environ.get("POWERTOOLS_METRICS_DISABLED", environ.get("POWERTOOLS_DEV", ""))
+    return said.lower() in ("1", "y", "yes", "t", "true", "on")
 
 
 def _told(report: Report) -> dict[str, Any]:

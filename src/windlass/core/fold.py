@@ -101,13 +101,12 @@ class Folder(msgspec.Struct, frozen=True):
         if not segment.rows:
             segment.first = position_at(0)
         keys = list(map(self.key_of, records))
-        fresh = set(keys).difference(segment.rows)
-        grown = segment.bytes_bound + sum(map(self.row_bytes, fresh))
-        if grown > self.state_bytes_max:
-            return self._fold_and_cut(segment, keys, records, position_at)
         groups: defaultdict[Key, list[Any]] = defaultdict(list)
         for key, record in zip(keys, records, strict=True):
             groups[key].append(record)
+        grown = segment.bytes_bound + sum(self.row_bytes(key) for key in groups if key not in segment.rows)
+        if grown > self.state_bytes_max:
+            return self._fold_and_cut(segment, keys, records, position_at)
         segment.absorb(groups)
         segment.bytes_bound = grown
         segment.through = position_at(len(records) - 1)

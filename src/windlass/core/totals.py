@@ -10,7 +10,7 @@ shard cannot overflow. What does not fit the grid is a rejected record, never a 
 that fails.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from functools import reduce
 from operator import attrgetter
@@ -122,7 +122,7 @@ def columns_of(name: str, total: Total, attribute: str, *, whole: bool, nullable
         case Mean():
             return [
                 Column(f"{name}#sum", "add", whole, _sum(values, whole=whole)),
-                Column(f"{name}#count", "add", whole=True, read=lambda group: len(values(group))),
+                Column(f"{name}#count", "add", whole=True, read=_count(values, nullable=nullable)),
             ]
         case Min():
             return [Column(name, "least", whole, lambda group: min(values(group), default=None))]
@@ -130,17 +130,21 @@ def columns_of(name: str, total: Total, attribute: str, *, whole: bool, nullable
             return [Column(name, "most", whole, lambda group: max(values(group), default=None))]
 
 
-Values = Callable[[Sequence[Any]], Sequence[Any]]
+Values = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 def _all(attribute: str) -> Values:
     get = attrgetter(attribute) if attribute else None
-    return lambda group: list(map(get, group)) if get else []
+    return lambda group: map(get, group) if get else ()
 
 
 def _present(attribute: str) -> Values:
     get = attrgetter(attribute)
     return lambda group: [value for value in map(get, group) if value is not None]
+
+
+def _count(values: Values, *, nullable: bool) -> Read:
+    return (lambda group: len(list(values(group)))) if nullable else len
 
 
 def _sum(values: Values, *, whole: bool) -> Read:
