@@ -53,9 +53,10 @@ export function duration(ms) {
   if (ms < 1) return ms ? `${ms.toFixed(2)} ms` : "0 ms";
   if (ms < 10) return `${Number(ms.toFixed(1))} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60000) return `${(ms / 1000).toFixed(ms < 10000 && ms % 1000 ? 1 : 0)} s`;
-  if (ms < 3600000) return `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s`;
-  return `${Math.floor(ms / 3600000)} h ${Math.round((ms % 3600000) / 60000)} min`;
+  if (ms < 59500) return `${(ms / 1000).toFixed(ms < 9950 && ms % 1000 ? 1 : 0)} s`;
+  const s = Math.round(ms / 1000), min = Math.round(s / 60);
+  const [whole, unit, rest, smaller] = s < 3600 ? [Math.floor(s / 60), "min", s % 60, "s"] : [Math.floor(min / 60), "h", min % 60, "min"];
+  return `${whole} ${unit}${rest ? ` ${rest} ${smaller}` : ""}`;
 }
 
 export function bytes(size) {

@@ -3,7 +3,7 @@ import { h, fill, say, ask, count, compact, exact, duration, bytes, clock, momen
 import { Chart } from "./charts.js";
 import { VirtualList } from "./list.js";
 
-const SPANS = [[30, "30"], [120, "120"], [720, "720"], [2880, "2,880"]];
+const SPANS = [30, 120, 720, 2880];
 
 export function segmented(label, options, chosen, onchoose) {
   const group = h("div", { class: "segments", role: "group", "aria-label": label });
@@ -191,7 +191,7 @@ export function windowsView(app) {
       pipeline.totals.length > 1
         ? segmented("Total", pipeline.totals.map((name) => [name, name]), state.total, (name) => { state.total = name; readChart(); })
         : h("span", { class: "dim" }, state.total),
-      segmented("Windows shown", SPANS, state.span, (span) => { state.span = span; readChart(); }),
+      segmented("How long back", SPANS.map((windows) => [windows, duration(windows * pipeline.every_ms)]), state.span, (span) => { state.span = span; readChart(); }),
     ]),
     card("Table", itemsNote, [h("div", { class: "split" }, list.element, detail)], [search, suggestions]));
   element.lastElementChild.classList.add("grow");
