@@ -73,9 +73,12 @@ class Shards:
         self.closed: set[str] = {parent for each in self.parents.values() for parent in each}
         self.fetches: list[Fetch] = []
         self.trouble: dict[str, Exception] = {}
+        self.starting = "0"
 
     def shards(self) -> list[Shard]:
-        return [Shard(each, self.parents.get(each, ()), each in self.closed) for each in list(self.records)]
+        return [
+            Shard(each, self.parents.get(each, ()), each in self.closed, self.starting) for each in list(self.records)
+        ]
 
     def fetch(self, fetch: Fetch) -> Fetched:
         self.fetches.append(fetch)
@@ -179,6 +182,25 @@ def test_a_shard_that_appears_later_is_read_from_its_beginning(started):
     stream.records["b"] = records(7)
     until(lambda: function.numbers() == [7])
     assert {fetch.position for fetch in stream.fetches if fetch.shard_id == "a"} == {LATEST}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_stream_made_again_under_its_name_is_read_from_its_beginning(started, tmp_path, running):
+    function = Function()
+    stream = Shards({"a": records(1), "b": records(2)})
+    stream.closed.add("a")
+    kept = FileCheckpoints(tmp_path / "kept.json")
+    poller = started(stream, function, checkpoints=kept)
+    assert poller.settle(timeout_s=WAIT_S)
+    if not running:
+        poller.stop()
+    stream.records = {"a": records(7), "b": records(8)}
+    stream.closed.clear()
+    stream.starting = "5"
+    if not running:
+        started(stream, function, checkpoints=kept)
+    until(lambda: len(function.numbers()) == 4)
+    assert sorted(function.numbers()) == [1, 2, 7, 8]
 
 
 def test_a_failing_shard_slows_no_other(started):

@@ -80,11 +80,16 @@ def wall_clock_ms() -> int:
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A shard as ListShards gives it. `closed`: it takes no more records."""
+    """A shard as ListShards gives it. `closed`: it takes no more records. `starting`: no record comes before it."""
 
     shard_id: str
     parents: tuple[str, ...] = ()
     closed: bool = False
+    starting: str = "0"
+
+    def follows(self, ended: Checkpoint | None) -> bool:
+        """Whether it begins behind the end of a shard of its id: that one's stream was deleted and made again."""
+        return ended is not None and ended.ended and int(ended.position.sequence or self.starting) < int(self.starting)
 
 
 class Stream(Protocol):
@@ -277,10 +282,12 @@ def list_shards(client: Any, name: str, note: Callable[[list[Shard]], None]) -> 
 
 def _shard(listed: dict[str, Any]) -> Shard:
     parents = [listed.get("ParentShardId"), listed.get("AdjacentParentShardId")]
+    numbers = listed["SequenceNumberRange"]
     return Shard(
         listed["ShardId"],
         tuple(parent for parent in parents if parent),
-        "EndingSequenceNumber" in listed["SequenceNumberRange"],
+        "EndingSequenceNumber" in numbers,
+        numbers["StartingSequenceNumber"],
     )
 
 
@@ -685,6 +692,12 @@ class Poller:
                     self._checkpoints.save(checkpoint)
             known = {shard.shard_id for shard in listed}
             self._ended |= {shard_id for shard_id, loop in self._loops.items() if loop.done}
+            for shard in listed:
+                if shard.follows(held.get(shard.shard_id)):
+                    self._ended.discard(shard.shard_id)
+                    self._loops.pop(shard.shard_id, None)
+                    self._checkpoints.save(Checkpoint(shard.shard_id, TRIM_HORIZON))
+                    del held[shard.shard_id]
             unbegun = [
                 shard for shard in listed if shard.shard_id not in self._loops and shard.shard_id not in self._ended
             ]

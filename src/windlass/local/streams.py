@@ -147,8 +147,13 @@ class Shard(models.Shard):  # type: ignore[misc]
         assert number is not None
         return str(number)
 
+    @property
+    def starting_sequence(self) -> int:
+        """No record of the shard has a lower sequence number."""
+        return self._floor(self.created_ms)
+
     def get_min_sequence_number(self) -> int:
-        return self._sequences[0] if self._sequences else self._floor(self.created_ms)
+        return self._sequences[0] if self._sequences else self.starting_sequence
 
     def get_max_sequence_number(self) -> int:
         return self._sequences[-1] if self._sequences else 0
@@ -159,7 +164,7 @@ class Shard(models.Shard):  # type: ignore[misc]
 
     def to_json(self) -> dict[str, Any]:
         listed: dict[str, Any] = super().to_json()
-        numbers = {"StartingSequenceNumber": str(self._floor(self.created_ms))}
+        numbers = {"StartingSequenceNumber": str(self.starting_sequence)}
         if not self.is_open:
             numbers["EndingSequenceNumber"] = str(self.closing_sequence)
         return {**listed, "SequenceNumberRange": numbers}
@@ -395,6 +400,7 @@ class LocalStream:
                 shard.shard_id,
                 tuple(parent for parent in (shard.parent, shard.adjacent_parent) if parent),
                 not shard.is_open,
+                str(shard.starting_sequence),
             )
             for shard in self._find().shards.values()
         ]
