@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import windlass
-from windlass import Count, Max, Mean, Min, Range, Record, Records, Sum, Windows
+from windlass import Count, Length, Max, Mean, Min, Range, Record, Records, Sum, Windows
 
 
 class Device(Record):
@@ -53,6 +53,12 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
     [
         ({"key": "vendor"}, "key names 'vendor', which Trip does not declare; it declares vendorId, passengerCount"),
         ({"key": []}, "has a key"),
+        ({"key": 5}, "has a key: the name of a field, or of several; found [5]"),
+        ({"key": None}, "has a key"),
+        ({"every": 30}, "every is a timedelta, like timedelta(seconds=30); found 30"),
+        ({"totals": [Count()]}, "totals is names and totals, like"),
+        ({"table": ""}, "table is the name of a table, or env"),
+        ({"table": None}, "table is the name of a table, or env"),
         ({"key": ["vendorId", "vendorId"]}, "names each field once"),
         ({"key": "miles"}, "key field miles is a float"),
         ({"key": "paid"}, "key field paid is a bool"),
@@ -91,6 +97,41 @@ def test_a_declaration_that_cannot_work_says_what_to_do(changed, says):
         declare(changed.pop("record", Trip), **changed)
 
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "says"),
+    [
+        (lambda: Annotated[int, Range("a", "b")], "bounds of a Range are finite numbers"),
+        (lambda: Annotated[float, Range(0, float("nan"))], "bounds of a Range are finite numbers"),
+        (lambda: Annotated[int, Range(False, True)], "bounds of a Range are finite numbers"),
+        (lambda: Annotated[int, Range(5, 2)], "is empty"),
+        (lambda: Annotated[int, Range()], "says nothing"),
+        (lambda: Annotated[int, Range(0.5, 2)], "x: the bounds of an int are whole numbers of 64 bits; found 0.5"),
+        (lambda: Annotated[int, Range(2**63)], "x: the bounds of an int are whole numbers of 64 bits"),
+        (lambda: Annotated[float, Range(high=1e200)], "x: a float is between -1E+126 and 1E+126"),
+        (lambda: Annotated[str, Length(5, 2)], "fits no text"),
+        (lambda: Annotated[str, Length(-1)], "fits no text"),
+        (lambda: Annotated[str, Length(1.5)], "whole numbers of characters"),
+        (lambda: Annotated[str, Range(0, 1)], "x: Range is for numbers; this field is a str"),
+        (lambda: Annotated[int, Length(1)], "x: Length is for strings; this field is a int"),
+        (lambda: "Nowhere", "an annotation names what is not there (name 'Nowhere' is not defined)"),
+    ],
+)
+def test_a_field_that_cannot_be_says_what_to_do(annotation, says):
+    with pytest.raises(windlass.DeclarationError) as caught:
+        declare(
+            type("Odd", (Record,), {"__annotations__": {"vendorId": int, "x": annotation()}}), totals={"n": Count()}
+        )
+
+    assert says in str(caught.value)
+
+
+def test_bounds_of_an_int_may_be_written_as_whole_floats():
+    class Coarse(Record):
+        vendorId: Annotated[int, Range(1e3, Decimal(5000))]
+
+    assert declare(Coarse, totals={"n": Count()}).describe()["fields"][0]["high"] == 5000
 
 
 def test_a_key_may_be_a_nested_field_and_totals_too():

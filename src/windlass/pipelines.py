@@ -67,6 +67,9 @@ class Windows:
     ) -> None:
         _one_of("layout", layout, get_args(Layout))
         _one_of("aggregates", aggregates, get_args(Aggregates))
+        _is_a("every", every, timedelta, "a timedelta, like timedelta(seconds=30)")
+        _is_a("totals", totals, Mapping, 'names and totals, like {"trips": Count()}')
+        _is_a("table", table or None, str | Env, 'the name of a table, or env("NAME")')
         self._declared: dict[str, Any] = {
             "key": key,
             "every": every,
@@ -165,6 +168,7 @@ class Records:
         delivery: DeliveryPolicy | None = None,
     ) -> None:
         _one_of("aggregates", aggregates, get_args(Aggregates))
+        _is_a("table", table or None, str | Env, 'the name of a table, or env("NAME")')
         self.plan = compile_records(record, key=key, coerce=coerce)
         self.record, self.table, self.quarantine = record, table, quarantine
         self.coerce, self.aggregates = coerce, aggregates
@@ -232,6 +236,12 @@ def _describe(field: Field) -> dict[str, Any]:
         "decimals": field.decimals,
         "stored": field.stored,
     }
+
+
+def _is_a(name: str, value: object, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        msg = f"{name} is {expected}; found {value!r}"
+        raise DeclarationError(msg)
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> None:

@@ -214,7 +214,7 @@ def compile_windows(
             "early, at the edge of a batch, where a replay would not end it again"
         )
         raise DeclarationError(msg)
-    parts = _key_parts(record, fields, [key] if isinstance(key, str) else list(key))
+    parts = _key_parts(record, fields, _key_names(key))
     _check_key_names(parts)
     _check_totals(record, fields, parts, totals)
     for part in parts:
@@ -230,7 +230,7 @@ def compile_windows(
 def compile_records(record: type[Record], *, key: str | Sequence[str] | None, coerce: bool = False) -> RecordsPlan:
     """Raises DeclarationError with what to do when the declaration cannot work."""
     fields = {field.attribute: field for field in fields_of(record)}
-    names = [] if key is None else [key] if isinstance(key, str) else list(key)
+    names = [] if key is None else _key_names(key)
     if len(names) > 2:
         msg = f"a table has a partition key and at most one sort key; found {len(names)} key fields {names}"
         raise DeclarationError(msg)
@@ -247,6 +247,10 @@ def compile_records(record: type[Record], *, key: str | Sequence[str] | None, co
     return RecordsPlan(record.__name__, tuple(fields.values()), schema, parts)
 
 
+def _key_names(key: Any) -> list[Any]:
+    return list(key) if isinstance(key, list | tuple) else [key]
+
+
 def _whole_seconds(every_s: float) -> int:
     if every_s != int(every_s) or not 1 <= every_s <= WINDOW_SECONDS_MAX:
         msg = (
@@ -258,8 +262,8 @@ def _whole_seconds(every_s: float) -> int:
 
 
 def _key_parts(record: type[Record], fields: dict[str, Field], names: list[str]) -> tuple[KeyPart, ...]:
-    if not names:
-        msg = "a pipeline has a key: the name of a field, or of several"
+    if not names or not all(isinstance(name, str) for name in names):
+        msg = f"a pipeline has a key: the name of a field, or of several; found {names}"
         raise DeclarationError(msg)
     if len(set(names)) != len(names):
         msg = f"a key names each field once; found {names}"

@@ -18,7 +18,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, Inexact, InvalidOperation
-from math import nextafter
+from math import isfinite, nextafter
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -55,6 +55,10 @@ class Range(msgspec.Struct, frozen=True):
         if self.low is None and self.high is None:
             msg = "Range() without bounds says nothing: give a low, a high, or both"
             raise DeclarationError(msg)
+        for bound in (self.low, self.high):
+            if bound is not None and not (type(bound) in (int, float, Decimal) and isfinite(bound)):
+                msg = f"the bounds of a Range are finite numbers, or None for an open end; found {bound!r}"
+                raise DeclarationError(msg)
         if self.low is not None and self.high is not None and self.low > self.high:
             msg = f"Range({self.low}, {self.high}) is empty: the low bound comes first"
             raise DeclarationError(msg)
@@ -65,6 +69,14 @@ class Length(msgspec.Struct, frozen=True):
 
     low: int = 0
     high: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (type(self.low) is int and (self.high is None or type(self.high) is int)):
+            msg = f"a Length has whole numbers of characters; found {self}"
+            raise DeclarationError(msg)
+        if not 0 <= self.low <= (self.low if self.high is None else self.high):
+            msg = f"{self} fits no text: the low bound comes first, and is 0 or more"
+            raise DeclarationError(msg)
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -117,7 +129,11 @@ _NUMBERS = ("int", "float", "decimal")
 
 
 def _walk(record: type[Record], path: tuple[str, ...], prefix: str) -> Iterator[Field]:
-    hints = get_type_hints(record, include_extras=True)
+    try:
+        hints = get_type_hints(record, include_extras=True)
+    except NameError as error:
+        msg = f"{record.__name__}: an annotation names what is not there ({error}); define it before, in the module"
+        raise DeclarationError(msg) from None
     for info in msgspec.structs.fields(record):
         where = f"{record.__name__}.{info.name}"
         base, notes, nullable = _unwrap(hints[info.name], where)
@@ -200,7 +216,7 @@ def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
             if field.type not in _NUMBERS:
                 msg = f"{where}: Range is for numbers; this field is a {field.type}"
                 raise DeclarationError(msg)
-            low, high = _bound(note.low, field), _bound(note.high, field)
+            low, high = _bound(note.low, field, where), _bound(note.high, field, where)
             field = msgspec.structs.replace(field, low=low, high=high)
         elif isinstance(note, Length):
             if field.type != "str":
@@ -213,9 +229,19 @@ def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
     return field
 
 
-def _bound(bound: Any, field: Field) -> Any:
+def _bound(bound: Any, field: Field, where: str) -> Any:
     """A Decimal field's bound is the decimal that was written: 0.1, not the binary float nearest to it."""
-    return Decimal(str(bound)) if field.type == "decimal" and bound is not None else bound
+    if bound is None:
+        return None
+    if field.type == "decimal":
+        return Decimal(str(bound))
+    if field.type == "int" and not (bound == int(bound) and INT_LOW <= bound <= INT_HIGH):
+        msg = f"{where}: the bounds of an int are whole numbers of 64 bits; found {bound}. None leaves an end open"
+        raise DeclarationError(msg)
+    if field.type == "float" and not -MAGNITUDE_END < bound < MAGNITUDE_END:
+        msg = f"{where}: a float is between -1E+126 and 1E+126, as DynamoDB's numbers are; found the bound {bound}"
+        raise DeclarationError(msg)
+    return int(bound) if field.type == "int" else bound
 
 
 # ── compiling it ────────────────────────────────────────────────────────────────────────────────────────────
