@@ -154,6 +154,7 @@ def totals_in(cloud: Cloud, name: str) -> dict[int, int]:
 # --- the whole of it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_windows_of_anyones_zip_come_out_exact_over_four_shards(cloud: Cloud) -> None:
     arn = stream(cloud, "trips", shards=4)
     table(cloud, "aggs")

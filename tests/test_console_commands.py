@@ -51,6 +51,7 @@ def test_the_demo_serves_its_console_while_it_runs():
     raise AssertionError("the console outlived the demo")
 
 
+@pytest.mark.heavy
 def test_the_local_endpoint_serves_a_console_beside_it():
     command = [sys.executable, "-m", "windlass", "local", "--port", "0", "--console-port", "0", "--quiet"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

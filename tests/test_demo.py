@@ -74,6 +74,7 @@ def test_the_totals_of_real_trips_come_out():
     }
 
 
+@pytest.mark.heavy
 def test_ctrl_c_ends_the_producer_and_what_was_put_is_verified():
     with subprocess.Popen(
         [sys.executable, "-m", "windlass", "demo", "--for", "60", "--every", "1", "--rate", "300", "--json"],

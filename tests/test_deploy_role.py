@@ -167,6 +167,7 @@ LAMBDAS_OWN = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_call_of_the_handler_is_allowed_and_nothing_is_allowed_that_nobody_calls(name, aws, monkeypatch):
     pipeline = PIPELINES[name]

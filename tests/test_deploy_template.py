@@ -322,6 +322,7 @@ def written(tmp_path_factory) -> Path:
 LINTED = ("taxi", "latest", "records", "existing", "all settings")  # the others have no resource that these have not
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [*(f"{name}.cloudformation" for name in LINTED), "taxi.sam"])
 def test_cfn_lint_finds_nothing_in_any_template(name):
     lint = pytest.importorskip("cfnlint.api", reason="cfn-lint is not installed")

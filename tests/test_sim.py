@@ -104,6 +104,7 @@ def test_a_run_does_not_depend_on_the_process_it_is_made_in():
     assert len(digests) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "name", "records"), [("windows", "taxi", 120), ("records", "records", 400)])
 def test_every_fault_strikes_within_some_runs(kind, name, records):
     summary = run_many(PIPELINES[name], Options(1, records, 3, 5, chosen("all", kind)), 40)
