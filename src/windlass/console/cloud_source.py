@@ -1,7 +1,10 @@
 """The local endpoint as a source: AWS' own API for all that it has, and the machinery for what AWS keeps to itself."""
 
+from typing import Any
+
 from windlass.console.aws_source import AT_HOME, AwsSource, Known
 from windlass.console.source import FailureView, ShardView
+from windlass.console.values import loop_figures
 from windlass.local.cloud import Cloud
 from windlass.local.mappings import Sent
 from windlass.local.poller import ShardStatus
@@ -23,22 +26,9 @@ def cloud_source(cloud: Cloud, *, function: str | None = None) -> AwsSource:
 
 def shard_view(status: ShardStatus) -> ShardView:
     """A shard as its loop knows it. Its place in the stream is known elsewhere."""
-    counters = status.counters
-    return ShardView(
-        shard_id=status.shard_id,
-        parents=(),
-        low=0,
-        high=0,
-        closed=False,
-        state="done" if status.done else "blocked" if status.trouble else "reading",
-        window=(status.window.start_ms, status.window.end_ms) if status.window else None,
-        polled=counters.polled,
-        behind_ms=counters.behind_latest_ms,
-        iterator_age_ms=counters.iterator_age_ms,
-        invocations=counters.invocations,
-        errors=counters.errors,
-        trouble=status.trouble,
-    )
+    state = "done" if status.done else "blocked" if status.trouble else "reading"
+    nowhere: dict[str, Any] = {"parents": (), "low": 0, "high": 0, "closed": False}
+    return ShardView(shard_id=status.shard_id, state=state, **nowhere, **loop_figures(status))
 
 
 def failure_view(sent: Sent) -> FailureView:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from windlass.console.source import (
     COUNTS,
     CallView,
@@ -17,7 +19,7 @@ from windlass.console.source import (
     ShardView,
     plainly,
 )
-from windlass.console.values import item_view, kinesis_shards, mapping_in_words
+from windlass.console.values import item_view, kinesis_shards, loop_figures, mapping_in_words
 from windlass.core.window import Window
 from windlass.local.demo import FUNCTION_ARN, QUARANTINE, REGION, STREAM, TABLE, Demo
 from windlass.local.meter import Bucket
@@ -113,22 +115,13 @@ class DemoSource:
 
 def status_view(shard: ShardView, status: ShardStatus, calls: list[WatchedCall]) -> ShardView:
     """A listed shard with what its loop says, and what its calls have folded into the open window."""
-    import msgspec
-
-    counters = status.counters
     folded, state_bytes = _in_window(status.shard_id, status.window, calls)
     return msgspec.structs.replace(
         shard,
         state=_state(status, calls),
-        window=(status.window.start_ms, status.window.end_ms) if status.window else None,
         folded=folded,
         state_bytes=state_bytes,
-        polled=counters.polled,
-        behind_ms=counters.behind_latest_ms,
-        iterator_age_ms=counters.iterator_age_ms,
-        invocations=counters.invocations,
-        errors=counters.errors,
-        trouble=status.trouble,
+        **loop_figures(status),
     )
 
 

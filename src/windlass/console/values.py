@@ -7,6 +7,7 @@ from typing import Any
 
 from windlass.console.source import Item, Setting, ShardView
 from windlass.local.mapping_settings import MappingSettings
+from windlass.local.poller import ShardStatus
 
 FENCE = "applied#"
 HASH_KEYS = 2**128
@@ -73,6 +74,20 @@ def _shard_view(shard: Mapping[str, Any]) -> ShardView:
         closed=closed,
         state="waiting" if parents[0] else "idle",
     )
+
+
+def loop_figures(status: ShardStatus) -> dict[str, Any]:
+    """What a shard's loop knows, by the names of `ShardView`."""
+    counters = status.counters
+    return {
+        "window": (status.window.start_ms, status.window.end_ms) if status.window else None,
+        "polled": counters.polled,
+        "behind_ms": counters.behind_latest_ms,
+        "iterator_age_ms": counters.iterator_age_ms,
+        "invocations": counters.invocations,
+        "errors": counters.errors,
+        "trouble": status.trouble,
+    }
 
 
 def mapping_in_words(settings: MappingSettings) -> tuple[Setting, ...]:
