@@ -216,6 +216,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     def contributions(self, segment: Segment, source: str, window: Window) -> Iterator[Contribution]:
         """What a closed segment adds to each item. `source` is the shard's name, `Call.source`."""
+        attribute = self.key_attribute
         for key, row in segment.rows.items():
             by_kind: dict[str, dict[str, Number]] = {"add": {}, "least": {}, "most": {}}
             for column, value in zip(segment.columns, row, strict=True):
@@ -224,7 +225,7 @@ class Folder(msgspec.Struct, frozen=True):
             parts = self._parts(key)
             plain = dict(zip((part.name for part in self.key), parts, strict=True)) if len(parts) > 1 else {}
             yield Contribution(
-                key={self.key_attribute: parts[0] if len(parts) == 1 else self._joined(parts)},
+                key={attribute: parts[0] if len(parts) == 1 else self._joined(parts)},
                 window=window,
                 source=source,
                 first=segment.first,

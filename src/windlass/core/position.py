@@ -17,7 +17,7 @@ def position(sequence: str, sub: int = 0) -> str:
         msg = f"a sequence number is 1 to {SEQUENCE_DIGITS} decimal digits; found {sequence!r}"
         raise ValueError(msg)
     assert 0 <= sub <= SUB_MAX, sub
-    return f"{sequence:0>{SEQUENCE_DIGITS}}.{sub:0{SUB_DIGITS}d}"
+    return f"{sequence.zfill(SEQUENCE_DIGITS)}.{str(sub).zfill(SUB_DIGITS)}"
 
 
 def split(position: str) -> tuple[str, int]:
