@@ -134,7 +134,7 @@ def test_ctrl_c_ends_the_run_with_its_summary(endpoint, number, tmp_path):
     # A named pipe as the file: when the program opens it, it is running and its signals are set.
     pipe = tmp_path / "rows.ndjson"
     os.mkfifo(pipe)
-    command = [sys.executable, "-c", "from windlass.cli import main; main()", "produce", "--stream", "taxi"]
+    command = [sys.executable, "-m", "windlass", "produce", "--stream", "taxi"]
     options = ["--endpoint-url", endpoint, "--csv", str(pipe), "--rate", "20", "--json"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         with pipe.open("wb") as rows:

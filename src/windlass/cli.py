@@ -1,6 +1,7 @@
 """The commands: parse, call, print. What they do lives in the rooms that they call."""
 
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,22 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Exact windowed totals from Kinesis into DynamoDB.",
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"windlass {version('windlass')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _windlass() -> None:
-    """Keeps a command's name necessary even while it is the only one."""
+def _windlass(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Exact windowed totals from Kinesis into DynamoDB."""
 
 
 class DialectName(StrEnum):
@@ -541,8 +551,3 @@ def simulate(
         app=app, seed=seed, runs=runs, records=records, shards=shards, keys=keys, faults=faults, json=json
     )
     raise typer.Exit(command.run(options))
-
-
-def main() -> None:
-    """The `windlass` command."""
-    app()
