@@ -45,7 +45,8 @@ class Windows:
 
     Several streams may add to one table, as when producers move to another stream: items tell their shards apart by
     stream and id. A stream is read into a table once: what a second declaration would add to the same items passes for
-    already applied. A quarantine tells shards apart by id alone: give each stream a prefix of its own.
+    already applied. A quarantine tells shards apart by id alone: give each stream a prefix of its own. And verifying
+    reads one stream, so it can only check a table that one stream adds to.
 
     Raises DeclarationError when the declaration cannot work.
     """
