@@ -136,7 +136,7 @@ def test_a_deployed_stack_computes_exact_totals(cloud, clock, at, capsys, fast):
     assert command.run_status(at) == 0
     status = told(capsys)
     assert (status["mapping_state"], status["last_result"], status["errors"]) == ("Enabled", "OK", 0)
-    assert status["table"] == "kinesisAggs"
+    assert (status["table"], status["quarantine"]) == ("kinesisAggs", f"s3://{bucket}/quarantine")
 
     assert command.run_logs(at, follow=False, minutes=10) == 0
     lines = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]

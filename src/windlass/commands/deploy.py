@@ -347,6 +347,7 @@ def _say_status(found: status.Status) -> None:
         ("records", ", ".join(f"{found.counts[name]:,} {name.lower()}" for name in ("Received", "Clean", "Late"))),
         ("settled", f"{found.counts['FlushedRows']:,} rows of windows; {found.counts['SkippedFlushes']:,} repeated"),
         ("rejected", ", ".join(f"{count:,} {reason}" for reason, count in found.rejected.items()) or "none"),
+        ("kept in", found.quarantine),
         ("table", f"{found.table}; {found.table_throttles:,} writes throttled"),
     ]
     for name, text in lines:

@@ -162,10 +162,10 @@ class Stack:
         }
 
     def resources(self) -> dict[str, str]:
-        """The same, with the stream and table that were there before, which only the outputs know."""
+        """The same, with what only the outputs know: the stream and table that were there before, the quarantine."""
         found = self.own()
         outputs = {each["OutputKey"]: each["OutputValue"] for each in self.describe().get("Outputs") or []}
-        for logical, output in (("Stream", "StreamName"), ("Table", "TableName")):
+        for logical, output in (("Stream", "StreamName"), ("Table", "TableName"), ("Quarantine", "Quarantine")):
             if logical not in found and output in outputs:
                 found[logical] = outputs[output]
         return found

@@ -39,6 +39,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     stream: str
     table: str
+    quarantine: str
     function: str
     mapping_state: str
     last_result: str
@@ -71,6 +72,7 @@ def look(stack: str, state: str, resources: Mapping[str, str], clients: Clients,
         state=state,
         stream=stream,
         table=table,
+        quarantine=resources.get("Quarantine", "none"),
         function=_known(resources, "Function"),
         mapping_state=mapping.get("State", "?"),
         last_result=mapping.get("LastProcessingResult") or "none yet",
