@@ -70,7 +70,7 @@ class Windows:
         _one_of("aggregates", aggregates, get_args(Aggregates))
         _is_a("every", every, timedelta, "a timedelta, like timedelta(seconds=30)")
         _is_a("totals", totals, Mapping, 'names and totals, like {"trips": Count()}')
-        _is_a("table", table or None, str | Env, 'the name of a table, or env("NAME")')
+        _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
         self._declared: dict[str, Any] = {
             "key": key,
             "every": every,
@@ -169,7 +169,7 @@ class Records:
         delivery: DeliveryPolicy | None = None,
     ) -> None:
         _one_of("aggregates", aggregates, get_args(Aggregates))
-        _is_a("table", table or None, str | Env, 'the name of a table, or env("NAME")')
+        _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
         self.plan = compile_records(record, key=key, coerce=coerce)
         self.record, self.table, self.quarantine = record, table, quarantine
         self.coerce, self.aggregates = coerce, aggregates
@@ -240,7 +240,7 @@ def _describe(field: Field) -> dict[str, Any]:
 
 
 def _is_a(name: str, value: object, kind: Any, expected: str) -> None:
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or value == "":
         msg = f"{name} is {expected}; found {value!r}"
         raise DeclarationError(msg)
 

@@ -347,11 +347,11 @@ def _say_status(found: status.Status) -> None:
         ("records", ", ".join(f"{found.counts[name]:,} {name.lower()}" for name in ("Received", "Clean", "Late"))),
         ("settled", f"{found.counts['FlushedRows']:,} rows of windows; {found.counts['SkippedFlushes']:,} repeated"),
         ("rejected", ", ".join(f"{count:,} {reason}" for reason, count in found.rejected.items()) or "none"),
-        ("kept in", found.quarantine),
+        ("quarantine", found.quarantine),
         ("table", f"{found.table}; {found.table_throttles:,} writes throttled"),
     ]
     for name, text in lines:
-        _out(f"{name:<10}{text}")
+        _out(f"{name:<12}{text}")
     if found.counts["ConflictingFlush"]:
         _out(f"ATTENTION: {found.counts['ConflictingFlush']} flushes were in conflict with what is stored")
 
