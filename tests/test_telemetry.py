@@ -4,6 +4,7 @@ import json
 from itertools import count
 
 import pytest
+from aws_lambda_powertools import Metrics
 
 from tests.builders import event, records, trip
 from tests.handlers import taxi
@@ -73,6 +74,17 @@ def test_names_follow_powertools_own_variables(capsys):
 )
 def test_metrics_are_off_where_powertools_own_variables_say_so(capsys, environ, blobs):
     assert len(emitted(capsys, Report("s-1"), environ)) == blobs
+
+
+def test_metrics_of_the_users_own_stay_their_own(capsys):
+    emitted(capsys, Report("s-1"))
+    theirs = Metrics(namespace="Theirs", service="theirs")
+    theirs.add_metric(name="Rides", unit="Count", value=1)
+    theirs.flush_metrics()
+
+    (blob,) = lines(capsys)
+    assert (blob["service"], blob["Rides"]) == ("theirs", [1.0])
+    assert "Received" not in blob
 
 
 def test_units_go_with_the_metrics(capsys):

@@ -82,13 +82,15 @@ class PowertoolsTelemetry:
     """Powertools' Logger and Metrics. Powertools is imported when the first one is made."""
 
     def __init__(self, service: str, environ: Mapping[str, str] = os.environ) -> None:
-        from aws_lambda_powertools import Logger, Metrics
+        from aws_lambda_powertools import Logger
+        from aws_lambda_powertools.metrics import EphemeralMetrics
 
         service = environ.get("POWERTOOLS_SERVICE_NAME", service)
         namespace = environ.get("POWERTOOLS_METRICS_NAMESPACE", "Windlass")
         self._logger = Logger(service=service)
         self._dimensions = {"service": service}
-        self._metrics = None if _metrics_disabled(environ) else Metrics(namespace=namespace, service=service)
+        # Powertools' Metrics are one for the whole process, and may be the user's.
+        self._metrics = None if _metrics_disabled(environ) else EphemeralMetrics(namespace=namespace, service=service)
 
     def emit(self, report: Report) -> None:
         """One EMF blob on stdout, and one JSON log line: at level DEBUG where there was nothing but folding."""
