@@ -127,6 +127,39 @@ def test_a_field_that_cannot_be_says_what_to_do(annotation, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("annotation", "default", "total", "says"),
+    [
+        (int, 10**38 + 1, Sum("x"), "Odd.x: the default 1"),
+        (Annotated[int, Range(0, 7)], 100, Sum("x"), "100 is out of range (declared 0 to 7)"),
+        (float, 1 / 300, Sum("x"), "at most 18 decimals"),
+        (Annotated[Decimal, Range(0, 1)], Decimal(2), Count(), "2 is out of range"),
+        (Annotated[str, Length(2)], "a", Count(), "1 characters (declared 2 to None)"),
+    ],
+)
+def test_a_default_that_no_record_could_have_is_refused(annotation, default, total, says):
+    members = {"__annotations__": {"vendorId": int, "x": annotation}, "x": default}
+    with pytest.raises(windlass.DeclarationError) as caught:
+        declare(type("Odd", (Record,), members), totals={"n": total})
+
+    assert says in str(caught.value)
+
+
+def test_constraints_of_an_alias_hold_beside_its_users_own():
+    class Nested(Record):
+        vendorId: Annotated[Annotated[int, Range(0)], Range(None, 9)]
+        name: Annotated[Annotated[str, Length(2)], Length(0, 5)]
+
+    number, name = declare(Nested, totals={"n": Count()}).describe()["fields"]
+    assert (number["low"], number["high"]) == (0, 9)
+    assert (name["min_length"], name["max_length"]) == (2, 5)
+    with pytest.raises(windlass.DeclarationError, match="no number in common"):
+        declare(
+            type("Odd", (Record,), {"__annotations__": {"vendorId": Annotated[Annotated[int, Range(5)], Range(0, 2)]}}),
+            totals={"n": Count()},
+        )
+
+
 def test_bounds_of_an_int_may_be_written_as_whole_floats():
     class Coarse(Record):
         vendorId: Annotated[int, Range(1e3, Decimal(5000))]

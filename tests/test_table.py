@@ -62,8 +62,6 @@ GAPS = [
     ("moto", "test_a_sum_that_outgrows_38_digits_is_refused_and_changes_nothing", "", "rounds it"),
     ("dynalite", "test_a_sum_that_outgrows_38_digits_is_refused_and_changes_nothing", "", "stores 39 digits"),
     ("moto", "test_an_empty_text_key_is_refused", "", "updates an item with an empty key"),
-    ("moto", "test_a_table_with_other_keys_is_named_with_what_was_expected", "merge-a sort key", "does not say why"),
-    ("moto", "test_a_table_with_other_keys_is_named_with_what_was_expected", "extremes-a sort key", "does not say why"),
 ]
 RACES = [
     ("moto", "test_eight_shards_meet_in_one_item_at_the_same_time", "checks and writes in two steps: updates get lost"),
@@ -641,8 +639,6 @@ WRONG = {
 def test_a_table_with_other_keys_is_named_with_what_was_expected(form: servers.Form, wrong: str, use: str) -> None:
     actual, keys = WRONG[wrong]
     table = form.declared(actual, keys)
-    if (wrong, use) == ("no sort key", "put"):
-        pytest.skip("DynamoDB cannot tell: the sort key is an attribute like others")
     if isinstance(table, MemoryTable) and (use == "check" or wrong in ("no sort key", "a sort key")):
         pytest.skip("a table in memory has no declaration beside it")
     uses: dict[str, Callable[[], object]] = {
@@ -823,7 +819,7 @@ def test_an_unknown_failure_passes_as_it_is(answer: Exception) -> None:
     with pytest.raises(type(answer)) as failure:
         table.merge(row(1))
     assert failure.value is answer
-    assert len(client.requests) == 1
+    assert [operation for operation, _ in client.requests].count("update_item") == 1
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException"])
@@ -851,19 +847,35 @@ def test_unprocessed_items_are_told_by_index() -> None:
     items = [{"shard": "s", "position": str(number), "n": number} for number in range(60)]
     left = [{"PutRequest": {"Item": item_to_wire(items[index])}} for index in (29, 26)]
     none = error("ProvisionedThroughputExceededException")
-    table, client = table_answering({}, {"UnprocessedItems": {"kinesisAggs": left}}, none, keys=POSITIONS)
+    table, client = table_answering({}, {}, {"UnprocessedItems": {"kinesisAggs": left}}, none, keys=POSITIONS)
     unprocessed = table.put(items)
     assert sorted(unprocessed) == [26, 29, *range(50, 60)]
     assert unprocessed[26].reasons == ("UnprocessedItems",)
     assert unprocessed[55].reasons == ("ProvisionedThroughputExceededException",)
-    assert [len(request["RequestItems"]["kinesisAggs"]) for _, request in client.requests] == [25, 25, 10]
+    (asked, _), *puts = client.requests
+    assert asked == "get_item"  # once, whether the table's keys are these
+    assert [len(request["RequestItems"]["kinesisAggs"]) for _, request in puts] == [25, 25, 10]
 
 
 def test_a_batch_stays_under_16_mb_as_it_is_sent() -> None:
     items = [{"shard": "s", "position": str(number), "data": "Ž" * 180_000} for number in range(20)]
-    table, client = table_answering({}, {}, keys=POSITIONS)
+    table, client = table_answering({}, {}, {}, keys=POSITIONS)
     assert table.put(items) == {}
-    assert [len(request["RequestItems"]["kinesisAggs"]) for _, request in client.requests] == [15, 5]
+    assert [len(request["RequestItems"]["kinesisAggs"]) for _, request in client.requests[1:]] == [15, 5]
+
+
+def test_where_the_keys_cannot_be_seen_for_want_of_capacity_nothing_is_put() -> None:
+    table, client = table_answering(error("ThrottlingException"), keys=POSITIONS)
+    assert set(table.put([{"shard": "s", "position": str(number)} for number in range(3)])) == {0, 1, 2}
+    assert [operation for operation, _ in client.requests] == ["get_item"]
+
+
+def test_items_are_not_put_into_a_table_whose_keys_are_other_attributes_of_theirs(form: servers.Form) -> None:
+    if form.name == "memory":
+        pytest.skip("a table in memory has no declaration beside it")
+    table = form.declared(LATEST, TableKeys.latest("ride", "N"))
+    with pytest.raises(TableProblem, match="create a table with those keys"):
+        table.put([{"ride": number, "vendorId": 1} for number in range(3)])
 
 
 def test_the_client_sends_each_request_once_and_reads_the_reasons() -> None:

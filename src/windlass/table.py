@@ -458,6 +458,7 @@ class DynamoTable:
         self._client = client
         self._endpoint = (endpoint_url, region, connections)
         self._making = threading.Lock()
+        self._has_these_keys = False
 
     @property
     def client(self) -> Any:
@@ -495,6 +496,11 @@ class DynamoTable:
         """See Table. One BatchWriteItem after the other, 25 items each."""
         wires = [item_to_wire(item) for item in items]
         unprocessed: dict[int, Throttled] = {}
+        if wires and not self._has_these_keys:
+            try:
+                self._see_keys(wires[0])
+            except Throttled as nothing_done:
+                return dict.fromkeys(range(len(wires)), nothing_done)
         for indexes in _batches(wires):
             unprocessed |= self._put_batch(wires, indexes)
         return unprocessed
@@ -508,6 +514,13 @@ class DynamoTable:
             if "LastEvaluatedKey" not in page:
                 return
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    def _see_keys(self, wire: Wire) -> None:
+        """Once: a put goes wherever an item's attributes include the table's keys, and there the items of one such key
+        would replace each other. GetItem takes a key of exactly the table's attributes. Raises TableProblem.
+        """
+        self._call("get_item", Key={name: wire[name] for name in self.keys.names})
+        self._has_these_keys = True
 
     def _old(self, key: Item, failed: _ConditionFailed) -> Item | None:
         """The item that failed the condition. Each condition here holds for an absent item, so there was one."""
@@ -565,15 +578,19 @@ class DynamoTable:
 
     def _invalid(self, text: str) -> Exception | None:
         if any(words in text for words in _WRONG_KEYS):
-            found: TableKeys | None = None
-            with suppress(Exception):
-                found = self._described(self.client.describe_table(TableName=self.name)["Table"])
-            return self._wrong_keys(found, text)
+            return self._wrong_keys(self._found(), text)
         if any(words in text for words in _WRONG_TYPE):
             msg = f"table {self.name} holds an item with a total that is not a number ({text}): use another table"
             return TableProblem(msg)
         if any(words in text for words in _REFUSED):
             return ItemRefused(f"table {self.name} refused an item: {text}")
+        found = self._found()  # a server may not say why
+        return self._wrong_keys(found) if found is not None and found != self.keys else None
+
+    def _found(self) -> TableKeys | None:
+        """The table's own keys, where they may be asked for."""
+        with suppress(Exception):
+            return self._described(self.client.describe_table(TableName=self.name)["Table"])
         return None
 
     def _wrong_keys(self, found: TableKeys | None, text: str = "") -> TableProblem:

@@ -17,7 +17,7 @@ from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_kept, dro
 from windlass.core.event import Call, MalformedEvent
 from windlass.core.fold import STATE_BYTES_MAX, Folder, KeyPart, Segment
 from windlass.core.rejected import Reason, Rejected
-from windlass.core.schema import DeclarationError, Field, Record, Schema, fields_of
+from windlass.core.schema import DeclarationError, Field, Record, Schema, check_defaults, fields_of
 from windlass.core.totals import Count, Mean, Sum, Total, columns_of
 
 Aggregates = Literal["keep_insiders", "keep_all"]
@@ -223,6 +223,7 @@ def compile_windows(
         _mark_exact(fields, total)
     columns = tuple(column for name, total in totals.items() for column in _columns(fields, name, total))
     folder = Folder(parts, attrgetter(*(part.name for part in parts)), columns, state_bytes_max)
+    check_defaults(record.__name__, tuple(fields.values()))
     schema = Schema(record.__name__, tuple(fields.values()), coerce=coerce)
     return WindowsPlan(record.__name__, tuple(fields.values()), schema, folder, seconds)
 
@@ -243,6 +244,7 @@ def compile_records(record: type[Record], *, key: str | Sequence[str] | None, co
     for name, field in fields.items():
         if field.type in ("float", "decimal"):
             fields[name] = msgspec.structs.replace(field, stored=True)
+    check_defaults(record.__name__, tuple(fields.values()))
     schema = Schema(record.__name__, tuple(fields.values()), coerce=coerce)
     return RecordsPlan(record.__name__, tuple(fields.values()), schema, parts)
 

@@ -217,16 +217,29 @@ def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:
                 msg = f"{where}: Range is for numbers; this field is a {field.type}"
                 raise DeclarationError(msg)
             low, high = _bound(note.low, field, where), _bound(note.high, field, where)
+            low, high = _tighter(max, field.low, low), _tighter(min, field.high, high)
+            if low is not None and high is not None and low > high:
+                msg = f"{where}: its Ranges have no number in common"
+                raise DeclarationError(msg)
             field = msgspec.structs.replace(field, low=low, high=high)
         elif isinstance(note, Length):
             if field.type != "str":
                 msg = f"{where}: Length is for strings; this field is a {field.type}"
                 raise DeclarationError(msg)
-            field = msgspec.structs.replace(field, min_length=note.low or None, max_length=note.high)
+            field = msgspec.structs.replace(
+                field,
+                min_length=_tighter(max, field.min_length, note.low or None),
+                max_length=_tighter(min, field.max_length, note.high),
+            )
         else:
             msg = f"{where}: {note!r} is not a constraint Windlass knows: use Range or Length"
             raise DeclarationError(msg)
     return field
+
+
+def _tighter(choose: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:
+    """Of two bounds, as an alias of an Annotated type brings them, the one that lets less pass. None is open."""
+    return other if one is None else one if other is None else choose(one, other)
 
 
 def _bound(bound: Any, field: Field, where: str) -> Any:
@@ -386,6 +399,28 @@ def _wire_type(field: Field, *, coerce: bool) -> Any:
     if coerce and field.type in _NUMBERS:
         wire = wire | str
     return wire | None if field.nullable else wire
+
+
+def check_defaults(record: str, fields: Sequence[Field]) -> None:
+    """A default is counted like a value that came: one that could not have come raises DeclarationError."""
+    for field in fields:
+        value = field.default
+        if value is None:
+            continue
+        fault = None
+        if field.type == "int":
+            fault = _number_in_text(str(value), field)
+        elif field.type in _NUMBERS:
+            fault = _number_in_text(str(value), field)
+            if type(fault) is not Fault and (field.type == "decimal" or field.decimals is not None or field.stored):
+                fault = _exact(value if type(value) is Decimal else Decimal(repr(value)), field)
+        elif field.type == "str":
+            low, high = field.min_length or 0, field.max_length
+            if len(value) < low or (high is not None and len(value) > high):
+                fault = Fault(Reason.OUT_OF_RANGE, f"{len(value)} characters (declared {low} to {high})")
+        if type(fault) is Fault:
+            msg = f"{record}.{field.attribute}: the default {value!r} is none that a record could have: {fault.detail}"
+            raise DeclarationError(msg)
 
 
 # ── what one pass cannot do ─────────────────────────────────────────────────────────────────────────────────

@@ -48,7 +48,7 @@ LAMBDA_READS = (
 WRITES: dict[str, tuple[str, ...]] = {
     "windows, history": ("dynamodb:GetItem", "dynamodb:UpdateItem"),
     "windows, latest": ("dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"),
-    "records": ("dynamodb:BatchWriteItem",),
+    "records": ("dynamodb:BatchWriteItem", "dynamodb:GetItem"),
 }
 """What the handler does to its table, by kind and layout."""
 
