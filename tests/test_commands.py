@@ -212,6 +212,10 @@ def test_verify_answers_by_its_exit_status(aws, tmp_path: Path) -> None:
     arguments = ["verify", f"{tmp_path}/app.py:trips", "--stream", "trips", "--table", "totals", "--json"]
     arguments += ["--quarantine", str(tmp_path / "q")]
 
+    nothing = run(*arguments[:6], "--to", "now-1d")
+    assert nothing.exit_code == 2
+    assert nothing.stdout.splitlines()[-1] == "nothing to compare: no record and no item in this range"
+
     exact = run(*arguments)
     assert exact.exit_code == 0, exact.stderr
     verdict = last_json(exact)

@@ -154,7 +154,7 @@ def verify(
 ) -> None:
     """Make the totals again from the stream itself, and compare them with the table, item by item.
 
-    Exit status: 0 exact, 1 different, 2 could not check.
+    Exit status: 0 exact, 1 different, 2 could not check, or there was nothing to.
     """
     from windlass.commands import verify as command
 
@@ -198,7 +198,7 @@ def demo(
 ) -> None:
     """Run the whole job on this machine: stream, producer, windows, table; then verify it, item by item.
 
-    Exit status: 0 exact, 1 different, 2 could not run. Needs nothing but this package with its extras.
+    Exit status: 0 exact, 1 different, 2 could not run, or nothing was put. Needs only this package with its extras.
     """
     from windlass.commands import demo as command
     from windlass.local.demo import Options

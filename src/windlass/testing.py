@@ -387,7 +387,7 @@ class Rehearsal:
             for record in shard.records
         ]
         lines = [msgspec.structs.asdict(line_of(each)) for each in self.rejected]
-        verdict = verify(self._pipeline.describe(), records, self.items, lines, ranges=ranges)
+        verdict = verify(self._pipeline.describe(), records, self.items, lines, ranges=ranges, in_turn=True)
         if not verdict.exact:
             differences = "\n".join(f"  {difference.text}" for difference in verdict.differences[:20])
             msg = f"the table is not exact, {verdict.differences_total} differences:\n{differences}"

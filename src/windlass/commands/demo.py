@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from windlass.apps import AppProblem, load_app
-from windlass.commands.verify import show
+from windlass.commands.verify import exit_status, show
 from windlass.console.problem import ConsoleProblem
 from windlass.core.schema import DeclarationError
 from windlass.local import demo as machinery
@@ -37,7 +37,7 @@ def run(
     err: TextIO | None = None,
     before_verify: Callable[[Demo], object] = lambda _: None,
 ) -> int:
-    """Run and show. Exit status: 0 exact, 1 different, 2 could not run.
+    """Run and show. Exit status: 0 exact, 1 different, 2 could not run, or nothing was put.
 
     `console` is the port to serve the console at, 0 for a free one. `hold`: when all is told, go on until Ctrl-C.
     """
@@ -75,7 +75,7 @@ def run(
         return 130
     if as_json:
         print(json.dumps(verdict.to_dict()), file=out)
-    return 0 if verdict.exact else 1
+    return exit_status(verdict)
 
 
 def _with_console(watch: Any, port: int, stack: ExitStack, err: TextIO) -> Any:

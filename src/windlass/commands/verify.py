@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) -> int:
-    """Verify and show. Exit status: 0 exact, 1 different, 2 could not check."""
+    """Verify and show. Exit status: 0 exact, 1 different, 2 could not check, or there was nothing to."""
     out, err = out or sys.stdout, err or sys.stderr
     try:
         verdict = _verify(options, int(time.time() * 1000))
@@ -46,7 +46,12 @@ def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) 
     show(verdict, err if options.json else out)
     if options.json:
         print(json.dumps(verdict.to_dict()), file=out)
-    return 0 if verdict.exact else 1
+    return exit_status(verdict)
+
+
+def exit_status(verdict: Verdict) -> int:
+    """0 exact, 1 different, 2 nothing was there to compare, which proves nothing."""
+    return 2 if verdict.empty else 0 if verdict.exact else 1
 
 
 def _verify(options: Options, now_ms: int) -> Verdict:
@@ -116,8 +121,8 @@ def summary(verdict: Verdict) -> str:
     ]
     if not verdict.quarantine:
         lines.append("no quarantine was given: what was rejected is not checked, and late records would count as clean")
-    if not verdict.received and not verdict.items:
-        lines.append("nothing to compare: no record and no item in this range")
+    if verdict.empty:
+        return "\n".join([*lines, "nothing to compare: no record and no item in this range"])
     differences = f"{verdict.differences_total:,} difference{'s' if verdict.differences_total != 1 else ''}"
     lines.append("exact" if verdict.exact else f"NOT exact: {differences}")
     return "\n".join(lines)

@@ -197,6 +197,7 @@ class Demo:
             read_table(self.clients["dynamodb"], TABLE),
             (msgspec.structs.asdict(line_of(record)) for record in self.quarantine().read()),
             ranges=shard_ranges(kinesis, STREAM),
+            in_turn=True,
         )
 
     def items(self) -> list[dict[str, Any]]:

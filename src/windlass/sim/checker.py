@@ -192,6 +192,7 @@ class Checker:
             table.items(),
             map(_line, quarantine.read()),
             ranges=self._ranges(),
+            in_turn=True,
         )
         if verdict.exact and verdict.received == verdict.clean + verdict.rejected + verdict.late:
             return None

@@ -7,11 +7,18 @@ Every user record of the stream is counted once, by what the second reading says
     clean                   is not there      clean            -
     clean                   late              late             -
     clean                   another reason    clean            wrongly quarantined
-    not clean               is there          rejected, late   -
+    not clean               a fault it has    rejected         -
+    not clean               late              late             -
+    not clean               another reason    rejected         wrong reason
     not clean               is not there      rejected         not quarantined
     disputed                is there / not    rejected/clean   -
     any                     with other bytes  as above         wrong bytes
     (not in the stream)     is there          -                not in the stream
+
+Which records are late the second reading cannot tell by itself: that depends on the windows that they were delivered
+in. Where those are known to follow arrival (`in_turn`), one is late only if one of a later window came before it in its
+shard; else it is not late, which is a difference. What is not read at all (a corrupt carrier, a record that belongs to
+another shard) is never late.
 
 So clean + rejected + late = received, whatever was found. The clean ones make the expected items. A record of a carrier
 that lies outside its shard's hash range is not clean (`wrong_shard`); ranges are given for the shards to be checked.
@@ -57,6 +64,8 @@ class Verdict:
     `windows` and `items` are how many the table holds of those compared; `items_expected` how many it should hold.
     `expected` and `found` are totals by key, over all windows compared. `differences` holds the first ones of
     `differences_total`. `quarantine` says whether one was there to be checked.
+
+    `exact` says that nothing differs; where `empty`, nothing was there that could have.
     """
 
     exact: bool
@@ -74,6 +83,11 @@ class Verdict:
     differences_total: int
     differences: tuple[Difference, ...]
 
+    @property
+    def empty(self) -> bool:
+        """Neither a record nor an item was there to compare."""
+        return not (self.received or self.items or self.differences_total)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: numbers that are not whole are text."""
         return asdict(self)
@@ -88,12 +102,14 @@ def verify(
     from_ms: int | None = None,
     to_ms: int | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
+    in_turn: bool = False,
 ) -> Verdict:
     """Read everything, compare everything. Raises CannotVerify where the description is of no known shape.
 
     `quarantined` are records as the quarantine's NDJSON has them (reason, shard, sequence, sub, arrival_ms, and
     data as bytes); None where there is no quarantine. Only windows wholly inside `[from_ms, to_ms)` count.
-    `ranges` are the hash keys, both ends included, of the shards whose carriers are checked for outsiders.
+    `ranges` are the hash keys, both ends included, of the shards whose carriers are checked for outsiders. The records
+    of a shard come in order. `in_turn` says that the mapping delivered by arrival, as the local one does.
     """
     pipeline = _Pipeline(description)
     span = _Span(pipeline.every_ms, from_ms, to_ms)
@@ -101,7 +117,7 @@ def verify(
     kept = _Kept(quarantined, span)
     if description.get("aggregates") == "keep_all":
         ranges = {}
-    expected = _expect(pipeline, stream, kept, span, report, ranges or {})
+    expected = _expect(pipeline, stream, kept, span, report, ranges or {}, in_turn=in_turn)
     if pipeline.latest:
         expected = _newest(expected)
     compared = _compare(pipeline, expected, items, span, report)
@@ -299,11 +315,16 @@ def _expect(
     span: _Span,
     report: _Report,
     ranges: Mapping[str, tuple[int, int]],
+    *,
+    in_turn: bool,
 ) -> dict[tuple[Any, int], Totals]:
     """The totals by (key, window start) that the stream's clean records make."""
     groups: dict[tuple[Key, int], Totals] = {}
-    read, columns, key_parts = pipeline.reading.read, pipeline.columns, pipeline.key_parts
+    read, columns, key_parts, every_ms = pipeline.reading.read, pipeline.columns, pipeline.key_parts, span.every_ms
+    newest: dict[str, int] = {}
     for shard, sequence, arrival_ms, data in stream:
+        may_be_late = not in_turn or arrival_ms // every_ms < newest.get(shard, 0)
+        newest[shard] = max(newest.get(shard, 0), arrival_ms // every_ms)
         start_ms = span.start_of(arrival_ms)
         if start_ms is None:
             continue
@@ -311,8 +332,10 @@ def _expect(
         for sub, (payload, fault) in enumerate(_user_records(data, ranges.get(shard))):
             row = fault or read(payload)
             if entries or isinstance(row, str):
-                entry = entries.pop(sub, None) if entries else None
-                if not _counts(row, entry, payload, f"{shard} {sequence}.{sub}", kept, report):
+                user = _UserRecord(f"{shard} {sequence}.{sub}", payload, row, not fault, may_be_late)
+                reason = _left_out_as(user, entries.pop(sub, None) if entries else None, pipeline, kept, report)
+                if reason:
+                    report.reject(reason)
                     continue
             assert not isinstance(row, str)
             report.clean += 1
@@ -338,25 +361,43 @@ def _user_records(data: bytes, within: tuple[int, int] | None) -> Iterable[tuple
     return [(payload, "" if low <= hash_key <= high else "wrong_shard") for payload, hash_key in opened]
 
 
-def _counts(row: Row | str, entry: _Entry | None, payload: bytes, place: str, kept: _Kept, report: _Report) -> bool:
-    """Whether a record goes into the totals, by the table at the top of this file."""
-    if entry and entry.digest != _digest(payload):
-        report.add("wrong_bytes", f"the quarantine has other bytes for the record at {place} than the stream")
-    if isinstance(row, str):
-        report.reject(entry.reason if entry else row)
-        if entry is None and kept.checked:
-            report.add("not_quarantined", f"the record at {place} is not clean ({row}) but not in the quarantine")
-        return False
+class _UserRecord(NamedTuple):
+    """What the stream says of a user record. `is_read`: its carrier was whole, and it belongs to its shard."""
+
+    place: str
+    payload: bytes
+    row: Row | str
+    is_read: bool
+    may_be_late: bool
+
+
+def _left_out_as(
+    user: _UserRecord, entry: _Entry | None, pipeline: _Pipeline, kept: _Kept, report: _Report
+) -> str | None:
+    """Why a record is not in the totals, by the table at the top of this file; None where it is. Notes differences."""
+    place, payload, row = user.place, user.payload, user.row
     if entry is None:
-        return True
-    if entry.reason == "late" or row.disputed:
-        report.reject(entry.reason)
-        return False
-    report.add(
-        "wrongly_quarantined",
-        f"the record at {place} is clean but in the quarantine as {entry.reason}: {payload[:80]!r}",
-    )
-    return True
+        if not isinstance(row, str):
+            return None
+        if kept.checked:
+            report.add("not_quarantined", f"the record at {place} is not clean ({row}) but not in the quarantine")
+        return row
+    if entry.digest != _digest(payload):
+        report.add("wrong_bytes", f"the quarantine has other bytes for the record at {place} than the stream")
+    if entry.reason == "late" and user.is_read:
+        if not user.may_be_late:
+            report.add("not_late", f"the record at {place} is in the quarantine as late, but came in its window's turn")
+        return "late"
+    if isinstance(row, str):
+        if entry.reason != row and not (user.is_read and entry.reason in pipeline.reading.reasons(payload)):
+            text = f"the record at {place} is {row} but in the quarantine as {entry.reason}: {payload[:80]!r}"
+            report.add("wrong_reason", text)
+        return entry.reason
+    if row.disputed:
+        return entry.reason
+    text = f"the record at {place} is clean but in the quarantine as {entry.reason}: {payload[:80]!r}"
+    report.add("wrongly_quarantined", text)
+    return None
 
 
 def _add(totals: Totals, columns: list[_Column], values: list[Any]) -> None:

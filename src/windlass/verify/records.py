@@ -4,20 +4,26 @@ Rules of this file:
 - Bytes that begin with the KPL's magic are a carrier (`carriers.py`); all others are one user record.
 - A clean record is UTF-8, JSON (without NaN, byte order mark or half a surrogate pair), an object, and every
   declared member of it is what the description says. Members that are not declared only have to be JSON.
-- A member that is written twice counts as it stands last. RFC 8259 leaves open what a reader makes of the earlier
-  one; so where only that one is at fault the record is `disputed`, and the product's own decision stands.
+- Two things RFC 8259 leaves open to a reader; where a record's fate hangs on one of them it is `disputed`, and the
+  product's own decision stands. A member that is written twice counts as it stands last: disputed where only an
+  earlier one is at fault. What is nested deeper than NESTED_MAX levels is not looked at: always disputed.
+- A record may have several faults, and which of them a reader meets first is its own affair: `reasons` has them all.
 - A value is what the totals and the key need: int, Decimal, str, bool, or None where there is none.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Context, Decimal, InvalidOperation
 from math import isinf
 from typing import Any, NamedTuple
 
 NOT_UTF8, NOT_JSON, NOT_AN_OBJECT = "not_utf8", "not_json", "not_an_object"
 MISSING_FIELD, WRONG_TYPE, OUT_OF_RANGE = "missing_field", "wrong_type", "out_of_range"
+_JSON_REASONS = (NOT_JSON, NOT_AN_OBJECT, MISSING_FIELD, WRONG_TYPE, OUT_OF_RANGE)
+
+NESTED_MAX = 100
+"""Levels of objects and arrays that are looked at. How many a reader can take depends on its stack."""
 
 EXACT = Context(prec=1000)
 """Wide enough for every number that a table can hold, so that nothing here rounds."""
@@ -60,10 +66,20 @@ class Reading:
         """The values of a user record, or the reason why it is not clean."""
         values: list[Any] = [None] * self._width
         try:
-            disputed = _fill(self._root, _json(data), values, NOT_AN_OBJECT)
+            found, is_deep = _json(data)
+            disputed = _fill(self._root, found, values, NOT_AN_OBJECT)
         except _Unclean as fault:
             return str(fault)
-        return Row(values, disputed)
+        return Row(values, disputed or is_deep)
+
+    def reasons(self, data: bytes) -> set[str]:
+        """Every reason that may be given for a user record which is not clean."""
+        try:
+            found, is_deep = _json(data)
+        except _Unclean as fault:
+            # A reader that checks values as it goes meets their faults before it sees that the text breaks off.
+            return {NOT_UTF8} if str(fault) == NOT_UTF8 else {*_JSON_REASONS}
+        return {*_faults(self._root, found, NOT_AN_OBJECT), *([NOT_JSON] if is_deep else [])}
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -81,18 +97,43 @@ class _Twice(dict[str, Any]):
     earlier: list[tuple[str, Any]]
 
 
-def _json(data: bytes) -> Any:
+def _json(data: bytes) -> tuple[Any, bool]:
+    """The value, and whether a part of it was left out as nested too deep."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
         raise _Unclean(NOT_UTF8) from None
+    shallow = _shallow(text)
     try:
-        value = _parse(text)
-    except (ValueError, RecursionError):
+        value = _parse(shallow)
+    except ValueError:
         raise _Unclean(NOT_JSON) from None
     if "\\u" in text and _has_half_pair(text):
         raise _Unclean(NOT_JSON)
-    return value
+    return value, shallow is not text
+
+
+_STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+
+
+def _shallow(text: str) -> str:
+    """The text with null in the place of all that lies deeper than NESTED_MAX levels; itself where nothing does."""
+    if text.count("[") + text.count("{") <= NESTED_MAX:
+        return text
+    depth, parts, since = 0, [], 0
+    for token in _STRINGS_AND_BRACKETS.finditer(text):
+        if token[0] in ("[", "{"):
+            depth += 1
+            if depth == NESTED_MAX + 1:
+                parts.append(text[since : token.start()])
+        elif token[0] in ("]", "}"):
+            if depth == NESTED_MAX + 1:
+                since = token.end()
+            depth -= 1
+    if not parts:
+        return text
+    ending = text[since:] if depth <= NESTED_MAX else ""  # else it breaks off within
+    return "null".join([*parts, ending])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +212,7 @@ def _default(field: Mapping[str, Any]) -> Any:
     return Decimal(repr(value)) if type(value) is float else value
 
 
-def _fill(members: _Members, found: Any, values: list[Any] | dict[int, Any], otherwise: str) -> bool:
+def _fill(members: _Members, found: Any, values: list[Any], otherwise: str) -> bool:
     """Check an object and put its values into their slots. Answers whether the record is disputed."""
     if not isinstance(found, dict):
         raise _Unclean(otherwise)
@@ -190,21 +231,28 @@ def _fill(members: _Members, found: Any, values: list[Any] | dict[int, Any], oth
         if name not in found:
             raise _Unclean(MISSING_FIELD)
         disputed |= _fill(inner, found[name], values, WRONG_TYPE)
-    return disputed or (type(found) is _Twice and _any_earlier_at_fault(members, found))
+    return disputed or (type(found) is _Twice and next(_faults(members, found, otherwise), None) is not None)
 
 
-def _any_earlier_at_fault(members: _Members, found: _Twice) -> bool:
-    checks = {leaf.name: leaf.check for leaf in members.leaves}
-    for name, value in found.earlier:
-        try:
-            if name in members.nested:
-                if _fill(members.nested[name], value, {}, WRONG_TYPE):
-                    return True
-            elif name in checks:
+def _faults(members: _Members, found: Any, otherwise: str) -> Iterator[str]:
+    """The reasons of all faults of an object, in members that are written twice as well."""
+    if not isinstance(found, dict):
+        yield otherwise
+        return
+    checks: dict[str, Check] = {leaf.name: leaf.check for leaf in members.leaves}
+    required = [*members.nested, *(leaf.name for leaf in members.leaves if leaf.default is _REQUIRED)]
+    if not found.keys() >= set(required):
+        yield MISSING_FIELD
+    for name, value in [*found.items(), *(found.earlier if type(found) is _Twice else ())]:
+        if name in members.nested:
+            yield from _faults(members.nested[name], value, WRONG_TYPE)
+        elif name in checks:
+            try:
                 checks[name](value)
-        except _Unclean:
-            return True
-    return False
+            except _Unclean as fault:
+                yield str(fault)
+                if _is_beyond_64_bits(value):
+                    yield WRONG_TYPE  # to a reader for which it is a double then
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -225,7 +273,8 @@ def _check(field: Mapping[str, Any], *, coerce: bool, key_parts: int) -> Check:
     check = make(field)
     if key_parts and field["type"] == "str":
         check = _key_text(check, key_parts)
-    if coerce and field["type"] in ("int", "float", "decimal"):
+    all_numbers = {type(choice) for choice in field.get("choices") or ()} == {int}
+    if coerce and (field["type"] in ("int", "float", "decimal") or all_numbers):
         check = _coerced(check)
     return _or_null(check) if field["nullable"] else check
 
@@ -286,7 +335,7 @@ def _choice(field: Mapping[str, Any]) -> Check:
 
     def read(value: Any) -> Any:
         if type(value) not in types:
-            raise _Unclean(WRONG_TYPE)
+            raise _Unclean(OUT_OF_RANGE if int in types and _is_beyond_64_bits(value) else WRONG_TYPE)
         if value not in choices:
             raise _Unclean(OUT_OF_RANGE)
         return value
@@ -303,10 +352,15 @@ def _int(field: Mapping[str, Any]) -> Check:
             if low <= value <= high and value in _INT64:
                 return value
             raise _Unclean(OUT_OF_RANGE)
-        very_long = type(value) is _Number and value.lstrip("-").isdigit()
-        raise _Unclean(OUT_OF_RANGE if very_long else WRONG_TYPE)
+        raise _Unclean(OUT_OF_RANGE if _is_beyond_64_bits(value) else WRONG_TYPE)
 
     return read
+
+
+def _is_beyond_64_bits(value: Any) -> bool:
+    """Whether a JSON value is a whole number that long."""
+    is_very_long = type(value) is _Number and value.lstrip("-").isdigit()
+    return is_very_long or (type(value) is int and value not in _INT64)
 
 
 def _float(field: Mapping[str, Any]) -> Check:
