@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bench import contenders, load
 from windlass.local.function import Code, Function, Settings, code_in
 
 ROUNDS, IN_A_ROW = 20, 3
+NO_GOALS: Mapping[str, float] = {}
 OUT = Path("build/bench.json")
 
 
@@ -116,6 +117,9 @@ def main() -> None:
     """Measure, print, write."""
     plain = with_bytewax(handlers(load.plain, ["windlass", "lab", "powertools", "floor"]))
     aggregated = handlers(load.aggregated, ["windlass", "lab", "floor"])
+    coerce = handlers(load.plain, ["windlass_coerce", "lab", "powertools"])
+    texts = handlers(load.texts, ["windlass_coerce", "powertools"])
+    exact = handlers(load.plain, ["windlass_exact", "lab_exact", "powertools_exact"])
     raw, raw_aggregated = runtimes(load.plain), runtimes(load.aggregated)
     imports = import_ms()
     invocation = invocation_ms()
@@ -123,6 +127,9 @@ def main() -> None:
         "machine": {"python": platform.python_version(), "cpu": _cpu(), "trip_bytes": load.TRIP_BYTES},
         "plain_us": plain,
         "aggregated_us": aggregated,
+        "coerce_us": coerce,
+        "coerce_texts_us": texts,
+        "exact_us": exact,
         "runtime_plain_us": raw,
         "runtime_aggregated_us": raw_aggregated,
         "import_ms": imports,
@@ -130,8 +137,11 @@ def main() -> None:
     }
     _print(plain, "one trip a record, event to response", {"lab": 6, "bytewax": 12}, 1.5)
     _print(aggregated, "KPL aggregates, event to response", {"lab": 6.5}, 1.5)
-    _print(raw, "own runtime loop: bytes to bytes, one trip a record", {"lab under awslambdaric": 9}, 0)
-    _print(raw_aggregated, "own runtime loop: bytes to bytes, KPL aggregates", {"lab under awslambdaric": 7}, 0)
+    _print(coerce, "coerce=True, as the taxi example has it, on numbers", {"lab": 6})
+    _print(texts, "coerce=True on numbers written as strings (the lab's handler fails on them)")
+    _print(exact, "sums of a float and a Decimal beside the others")
+    _print(raw, "own runtime loop: bytes to bytes, one trip a record", {"lab under awslambdaric": 9})
+    _print(raw_aggregated, "own runtime loop: bytes to bytes, KPL aggregates", {"lab under awslambdaric": 7})
     print("\nimport of the handler's module, ms")
     for name, ms in imports.items():
         print(f"  {name:<12}{ms:8.0f}   {imports['lab'] / ms:5.2f} x as fast as the lab's")
@@ -142,14 +152,15 @@ def main() -> None:
     print(f"\nall figures: {OUT}")
 
 
-def _print(found: dict[str, float], title: str, goals: dict[str, float], floor_goal: float) -> None:
-    mine = found["windlass"]
+def _print(found: dict[str, float], title: str, goals: Mapping[str, float] = NO_GOALS, floor_goal: float = 0) -> None:
+    own = next(name for name in found if name.startswith("windlass"))
+    mine = found[own]
     print(f"\n{title}\n  {'':<28}{'us/trip':>9}{'trips/s':>12}   windlass against it")
     for name, us in sorted(found.items(), key=lambda pair: pair[1]):
         ratio = ""
         if name == "floor":
             ratio = f"{mine / us:5.2f} x its time (goal: at most {floor_goal:g})"
-        elif name != "windlass":
+        elif name != own:
             goal = f" (goal: {goals[name]:g})" if name in goals else ""
             ratio = f"{us / mine:5.2f} x as fast{goal}"
         print(f"  {name:<28}{us:9.3f}{1e6 / us:12,.0f}   {ratio}")

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from hashlib import md5
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ import msgspec
 import pybase64
 from aws_kinesis_agg.deaggregator import deaggregate_records
 
-from windlass import Count, Range, Record, Sum, Windows
+from windlass import Count, Mean, Range, Record, Sum, Windows
 from windlass.core.aggregate import MAGIC, deaggregate
 from windlass.handler import Seams
 from windlass.quarantine import MemoryQuarantine
@@ -36,14 +37,21 @@ class Trip(Record):
     passengerCount: Annotated[int, Range(0, 9)]
 
 
-def _handler() -> Any:
+class LongTrip(Trip):
+    """With numbers that binary fractions cannot hold."""
+
+    gcDistance: float
+    dropoffLatitude: Decimal
+
+
+TOTALS: dict[str, Any] = {"passenger": Sum("passengerCount"), "trips": Count()}
+EXACT_TOTALS = TOTALS | {"distance": Sum("gcDistance"), "latitude": Mean("dropoffLatitude")}
+
+
+def _handler(record: type[Record] = Trip, totals: dict[str, Any] = TOTALS, *, coerce: bool = False) -> Any:
     """The taxi pipeline's handler, with Powertools writing to nowhere."""
     pipeline = Windows(
-        Trip,
-        key="vendorId",
-        every=timedelta(seconds=30),
-        totals={"passenger": Sum("passengerCount"), "trips": Count()},
-        table="kinesisAggs",
+        record, key="vendorId", every=timedelta(seconds=30), totals=totals, table="kinesisAggs", coerce=coerce
     )
     with contextlib.redirect_stdout(Path(os.devnull).open("w")):
         telemetry = PowertoolsTelemetry("bench")
@@ -53,7 +61,20 @@ def _handler() -> Any:
 
 def windlass() -> Contender:
     """The real handler, its logs and metrics included; the table is in memory, as no window closes here."""
-    handler = _handler()
+    return _running(_handler())
+
+
+def windlass_coerce() -> Contender:
+    """As the taxi example declares it: numbers may be written as strings."""
+    return _running(_handler(coerce=True))
+
+
+def windlass_exact() -> Contender:
+    """Sums of a float and of a Decimal beside the others, exact to the last digit."""
+    return _running(_handler(LongTrip, EXACT_TOTALS))
+
+
+def _running(handler: Any) -> Contender:
     nowhere = Path(os.devnull).open("w")  # noqa: SIM115
 
     def run(event: dict[str, Any]) -> Any:
@@ -105,8 +126,33 @@ def lab() -> Contender:
     return run
 
 
+def lab_exact() -> Contender:
+    """The lab's way with fractions summed as Decimals, as DynamoDB's Python library asks for them."""
+
+    def run(event: dict[str, Any]) -> Any:
+        passengers, distance, latitude = 0, Decimal(0), Decimal(0)
+        for record in deaggregate_records(event["Records"]):
+            text = base64.b64decode(record["kinesis"]["data"]).decode("utf-8")
+            trip = json.loads(text, parse_float=Decimal)
+            passengers += trip["passengerCount"]
+            distance += trip["gcDistance"]
+            latitude += trip["dropoffLatitude"]
+        return {"state": [passengers, str(distance), str(latitude)]}
+
+    return run
+
+
 def powertools() -> Contender:
     """Powertools' batch processor with a pydantic model, totals per vendor in a dict. Reads no aggregates."""
+    return _powertools(exact=False)
+
+
+def powertools_exact() -> Contender:
+    """The same with the two fractions, both as Decimals."""
+    return _powertools(exact=True)
+
+
+def _powertools(*, exact: bool) -> Contender:
     os.environ.setdefault("POWERTOOLS_DEV", "0")
     from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
     from pydantic import BaseModel, Field
@@ -115,14 +161,22 @@ def powertools() -> Contender:
         vendorId: int
         passengerCount: int = Field(ge=0, le=9)
 
+    class PydanticLongTrip(PydanticTrip):
+        gcDistance: Decimal
+        dropoffLatitude: Decimal
+
+    model: Any = PydanticLongTrip if exact else PydanticTrip
     processor = BatchProcessor(event_type=EventType.KinesisDataStreams)
-    totals: dict[int, list[int]] = {}
+    totals: dict[int, list[Any]] = {}
 
     def handle(record: Any) -> None:
-        trip = PydanticTrip.model_validate_json(record.kinesis.data_as_bytes())
-        row = totals.setdefault(trip.vendorId, [0, 0])
+        trip = model.model_validate_json(record.kinesis.data_as_bytes())
+        row = totals.setdefault(trip.vendorId, [0, 0, Decimal(0), Decimal(0)])
         row[0] += trip.passengerCount
         row[1] += 1
+        if exact:
+            row[2] += trip.gcDistance
+            row[3] += trip.dropoffLatitude
 
     def run(event: dict[str, Any]) -> Any:
         process_partial_response(event=event, record_handler=handle, processor=processor, context=None)

@@ -17,10 +17,10 @@ CARRIERS, TRIPS_PER_CARRIER = 50, 120
 ARRIVAL_S = 1_607_497_441.5
 
 
-def payloads(count: int) -> list[bytes]:
+def payloads(count: int, dialect: str = "kpl") -> list[bytes]:
     """Trips as JSON, each filled up to TRIP_BYTES with a member that nobody declares."""
     rng = Random(1)
-    written = (DIALECTS["kpl"](trip, rng) for trip in trips(Random(2)))
+    written = (DIALECTS[dialect](trip, rng) for trip in trips(Random(2)))
     return [_filled(data) for data in islice(written, count)]
 
 
@@ -66,6 +66,11 @@ def _record(number: int, data: bytes) -> dict[str, Any]:
 def plain() -> tuple[dict[str, Any], int]:
     """An event of RECORDS plain records, and how many trips it holds."""
     return event(payloads(RECORDS)), RECORDS
+
+
+def texts() -> tuple[dict[str, Any], int]:
+    """The same with every number written as a string, as the Flink producer writes them."""
+    return event(payloads(RECORDS, "flink")), RECORDS
 
 
 def aggregated() -> tuple[dict[str, Any], int]:

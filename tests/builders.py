@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterable, Sequence
+from hashlib import md5
 from typing import Any
 
 from windlass.produce.aggregate import carrier_bytes
@@ -17,6 +18,11 @@ START, END_30 = "2020-12-09T07:04:00Z", "2020-12-09T07:04:30Z"
 def sequence(number: int) -> str:
     """A sequence number as Kinesis writes them: 56 digits."""
     return f"{4959 * 10**52 + number}"
+
+
+def hash_key(partition_key: bytes) -> int:
+    """Where Kinesis places a partition key."""
+    return int(md5(partition_key).hexdigest(), 16)
 
 
 def kinesis_record(

@@ -1,6 +1,5 @@
 """KPL aggregates: whole or corrupt, never half-read."""
 
-import base64
 from hashlib import md5
 
 import pytest
@@ -8,8 +7,8 @@ from aws_kinesis_agg.aggregator import RecordAggregator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import aggregate
-from windlass.core.aggregate import MAGIC, CorruptAggregate, HashRange, UserRecords, deaggregate, hash_key, is_aggregate
+from tests.builders import aggregate, hash_key
+from windlass.core.aggregate import MAGIC, CorruptAggregate, HashRange, UserRecords, deaggregate, is_aggregate
 
 payloads = st.lists(st.binary(max_size=60), min_size=1, max_size=20)
 
@@ -95,6 +94,9 @@ def test_records_outside_the_range_are_named_by_their_places():
     assert found.outside == [place for place, key in enumerate(keys) if hash_key(key.encode()) >= 2**127]
 
 
-def test_a_hash_key_is_the_md5_of_the_partition_key_as_a_big_endian_integer():
-    assert hash_key(b"a") == 0x0CC175B9C0F1B6A831C399E269772661
-    assert base64.b16encode(md5(b"a").digest()) == b"0CC175B9C0F1B6A831C399E269772661"
+@pytest.mark.parametrize(("low", "high", "outside"), [(0, 0, []), (1, 1, [0]), (-1, -1, [0]), (-9, 0, []), (0, 9, [])])
+def test_a_hash_key_is_the_md5_of_the_partition_key_as_a_big_endian_integer(low, high, outside):
+    key = 0x0CC175B9C0F1B6A831C399E269772661  # MD5("a")
+    within = HashRange(key + low, key + high)
+
+    assert deaggregate(aggregate([b"x"], ["a"]), within) == UserRecords([b"x"], outside)

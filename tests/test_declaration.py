@@ -67,10 +67,14 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"every": timedelta(seconds=0)}, "1 to 900 whole seconds"),
         ({"every": timedelta(seconds=901)}, "1 to 900 whole seconds"),
         ({"every": timedelta(milliseconds=1500)}, "1 to 900 whole seconds"),
+        ({"every": timedelta(seconds=899, microseconds=1)}, "found 899.000001 s"),
         ({"totals": {}}, "has totals"),
         ({"totals": {"x": Sum("none")}}, "names 'none', which Trip does not declare"),
         ({"totals": {"x": Sum("name")}}, "name is a str: Sum needs a number"),
         ({"totals": {"x": Max("flag")}}, "flag is a choice: Max needs a number"),
+        ({"totals": {1: Count()}}, "a total has a name, the attribute that it is stored under; found 1"),
+        ({"totals": {"x": Sum(["miles"])}}, "names ['miles'], which Trip does not declare"),
+        ({"totals": {"x": Sum("miles", decimals="2")}}, "keeps '2' decimals: 0 to 28"),
         ({"totals": {"x": "count"}}, "use Count"),
         ({"totals": {"x": Count}}, "use Count"),
         ({"totals": {"vendorId": Count()}}, "named like an attribute of the key"),
@@ -87,6 +91,9 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"totals": {"x": Sum("miles", decimals=29)}}, "0 to 28"),
         ({"state_bytes_max": 1_000_001}, "state_bytes_max is 1 to 1000000 bytes"),
         ({"state_bytes_max": 0}, "state_bytes_max is 1 to 1000000 bytes"),
+        ({"state_bytes_max": "1"}, "state_bytes_max is 1 to 1000000 bytes; found '1'"),
+        ({"delivery": {"attempts": 3}}, "delivery is a DeliveryPolicy, or None for the usual one; found {'attempts'"),
+        ({"quarantine": None}, "quarantine is s3://bucket/prefix, a folder"),
         ({"layout": "newest"}, "history or latest"),
         ({"aggregates": "some"}, "keep_insiders or keep_all"),
         ({"record": dict}, "derived from windlass.Record"),
@@ -97,6 +104,53 @@ def test_a_declaration_that_cannot_work_says_what_to_do(changed, says):
         declare(changed.pop("record", Trip), **changed)
 
     assert says in str(caught.value)
+
+
+class Node(Record):
+    vendorId: int
+    next: "Node"
+
+
+class Strict(Record, forbid_unknown_fields=True):
+    vendorId: int
+
+
+class Row(Record, array_like=True):
+    vendorId: int
+
+
+class Tagged(Record, tag="trip"):
+    vendorId: int
+
+
+class Checked(Record):
+    vendorId: int
+
+    def __post_init__(self) -> None:
+        raise AssertionError
+
+
+class Holder(Record):
+    vendorId: int
+    inner: Strict
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (Node, "Node holds itself"),
+        (Strict, "Strict has forbid_unknown_fields, which a record cannot have: members that are not declared"),
+        (Row, "Row has array_like, which a record cannot have"),
+        (Tagged, "Tagged has tag, which a record cannot have"),
+        (Checked, "Checked has __post_init__, which a record cannot have"),
+        (Holder, "Strict has forbid_unknown_fields"),
+    ],
+)
+def test_what_a_struct_can_do_and_a_record_cannot_is_refused_instead_of_ignored(record, says):
+    with pytest.raises(windlass.DeclarationError, match=says):
+        declare(record, totals={"n": Count()})
+    with pytest.raises(windlass.DeclarationError, match=says):
+        Records(record, table="t")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +252,19 @@ def test_a_declaration_describes_itself_in_plain_values():
         {"name": "f", "kind": "min", "path": ["fare"]},
     ]
     assert {tuple(field["path"]): field["decimals"] for field in described["fields"]}["miles",] == 18
+
+
+def test_text_keys_are_as_long_as_dynamodb_takes_them():
+    class Ride(Record):
+        city: str
+        driver: str
+
+    def longest(pipeline: Any) -> list[int]:
+        return [field["max_length"] for field in pipeline.describe()["fields"]]
+
+    assert longest(Records(Ride, key="city", table="t")) == [512, None]
+    assert longest(Records(Ride, key=["city", "driver"], table="t")) == [512, 256]
+    assert longest(declare(Ride, key=["city", "driver"], totals={"n": Count()})) == [128, 128]
 
 
 def test_records_take_one_or_two_key_fields_or_none():

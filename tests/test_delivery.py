@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from windlass.core.contribution import Contribution
 from windlass.core.position import position
+from windlass.core.schema import DeclarationError
 from windlass.core.window import Window
 from windlass.delivery import (
     AllThrottled,
@@ -175,9 +176,12 @@ def test_an_unknown_failure_goes_up_at_once(broken_round: int) -> None:
     assert len(rounds) == broken_round
 
 
-@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base_ms": -1}, {"base_ms": 10, "cap_ms": 5}, {"margin_ms": -1}])
-def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="delivery policy"):
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attempts": 0}, {"attempts": "3"}, {"base_ms": -1}, {"base_ms": 10, "cap_ms": 5}, {"margin_ms": -1}],
+)
+def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError, match="a DeliveryPolicy has"):
         DeliveryPolicy(**wrong)
 
 

@@ -10,10 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import END_30, SHARD, START, START_S, STREAM, aggregate, event, kinesis_record, records, trip
+from tests.builders import (
+    END_30,
+    SHARD,
+    START,
+    START_S,
+    STREAM,
+    aggregate,
+    event,
+    hash_key,
+    kinesis_record,
+    records,
+    trip,
+)
 from tests.handlers import on_memory
 from windlass import Count, Max, Min, Range, Record, Records, Sum, Windows
-from windlass.core.aggregate import HashRange, hash_key
+from windlass.core.aggregate import HashRange
 from windlass.core.event import MalformedEvent
 from windlass.core.fold import UnknownState
 from windlass.core.rejected import Reason

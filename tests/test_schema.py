@@ -62,6 +62,7 @@ def read(record: type[Record], data: bytes, *, coerce: bool = False) -> Any:
         (b'{"vendorId": 1, "passengerCount": 2, "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", Reason.NOT_JSON),
         (b"[1]", Reason.NOT_AN_OBJECT),
         (b"null", Reason.NOT_AN_OBJECT),
+        (b"1e400", Reason.NOT_AN_OBJECT),
         (b'"text"', Reason.NOT_AN_OBJECT),
         (b"{}", Reason.MISSING_FIELD),
         (b'{"vendorId": 1}', Reason.MISSING_FIELD),
@@ -70,6 +71,7 @@ def read(record: type[Record], data: bytes, *, coerce: bool = False) -> Any:
         (b'{"vendorId": true, "passengerCount": 2}', Reason.WRONG_TYPE),
         (b'{"vendorId": null, "passengerCount": 2}', Reason.WRONG_TYPE),
         (b'{"vendorId": [], "passengerCount": 2}', Reason.WRONG_TYPE),
+        (b'{"vendorId": 1e400, "passengerCount": 2}', Reason.WRONG_TYPE),
         (b'{"vendorId": 1, "passengerCount": 10}', Reason.OUT_OF_RANGE),
         (b'{"vendorId": 1, "passengerCount": -1}', Reason.OUT_OF_RANGE),
         (b'{"vendorId": 9223372036854775808, "passengerCount": 1}', Reason.OUT_OF_RANGE),
@@ -247,6 +249,60 @@ def test_nested_and_renamed_members_are_found_by_their_json_names():
     assert read(Reading, b'{"device": 5, "val": 7}').reason == Reason.WRONG_TYPE
     assert read(Reading, b'{"device": {"id": "d"}, "val": 7, "grade": 3}').reason == Reason.OUT_OF_RANGE
     assert [f.name for f in fields_of(Reading)] == ["device", "device.id", "val", "grade"]
+
+
+def test_choices_that_are_all_numbers_are_coerced_too():
+    def grade(text: str) -> Any:
+        return read(Reading, f'{{"device": {{"id": "d"}}, "val": 7, "grade": {text}}}'.encode(), coerce=True)
+
+    assert grade('" 2"').grade == 2
+    assert grade('"3"').reason == Reason.OUT_OF_RANGE
+    assert grade('"2.0"').reason == grade('"x"').reason == Reason.WRONG_TYPE
+
+
+class Nested(Record):
+    key: str
+    deep: Fare
+
+
+usual_numbers = st.one_of(st.decimals(-999, 999, places=3), st.integers(-(10**6), 10**6), st.just("0"))
+odd_numbers = st.sampled_from(
+    [
+        *("-0", "0.0", "-0.0", "1e2", "1E-2", "1e-19", "1e400", "1e-400", "0.1000000000000000055511151231257827"),
+        *("12345678901.123456789012345678", "100.50", "123456789012", "9" * 39, "null", '"1.5"', '" 2 "', '"x"', "[]"),
+    ]
+)
+
+
+@given(st.lists(st.tuples(usual_numbers | odd_numbers, usual_numbers | odd_numbers, odd_numbers)), st.booleans())
+def test_a_batch_reads_as_its_records_do_one_by_one(numbers, coerce):
+    plan = compile_windows(
+        Nested,
+        key="key",
+        every_s=30,
+        totals={"fares": Sum("deep.fare"), "tips": Sum("deep.tip"), "most": Max("deep.least")},
+        coerce=coerce,
+    )
+    batch = [
+        f'{{"key": "a", "deep": {{"key": "b", "fare": {fare}, "tip": {tip}, "least": {least}}}}}'.encode()
+        for fare, tip, least in numbers
+    ]
+
+    records, faults = plan.schema.read(batch)
+
+    assert list(map(repr, records)) == [repr(plan.schema.read([payload])[0][0]) for payload in batch]
+    assert faults == [index for index, record in enumerate(records) if isinstance(record, Fault)]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 17))
+def test_a_float_is_the_same_decimal_however_long_it_is_written(double, digits):
+    for text in (repr(double), f"{double:.{digits}f}"):
+        value = Decimal(repr(float(text))).normalize()
+        summed = not value or (abs(value) < 10**11 and value.as_tuple().exponent >= -18)
+
+        found = exact(f'{{"key": "a", "fare": 0, "tip": {text}}}')
+
+        assert (found.tip == value) if summed else (found.reason == Reason.OUT_OF_RANGE), text
 
 
 @given(st.binary(max_size=80))

@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from windlass.core.contribution import Contribution
+from windlass.core.schema import DeclarationError
 from windlass.table import BATCH_ITEMS_MAX, Item, Merged, Table, Throttled
 
 Unit = TypeVar("Unit")
@@ -42,9 +43,10 @@ class DeliveryPolicy(msgspec.Struct, frozen=True):
     """What must be left of the invocation when a retry begins, for its writes and the answer."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.base_ms < 0 or self.cap_ms < self.base_ms or self.margin_ms < 0:
-            msg = f"a delivery policy has attempts >= 1, 0 <= base_ms <= cap_ms and margin_ms >= 0; found {self}"
-            raise ValueError(msg)
+        whole = all(type(value) is int for value in msgspec.structs.astuple(self))
+        if not (whole and self.attempts >= 1 and 0 <= self.base_ms <= self.cap_ms and self.margin_ms >= 0):
+            msg = f"a DeliveryPolicy has whole numbers, attempts >= 1 and 0 <= base_ms <= cap_ms; found {self}"
+            raise DeclarationError(msg)
 
     def pause_ms(self, retry: int, drawn: float) -> float:
         """The pause before a retry (1, 2, ...), for a number drawn from [0, 1)."""

@@ -70,7 +70,7 @@ class Windows:
         _one_of("aggregates", aggregates, get_args(Aggregates))
         _is_a("every", every, timedelta, "a timedelta, like timedelta(seconds=30)")
         _is_a("totals", totals, Mapping, 'names and totals, like {"trips": Count()}')
-        _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
+        _check_seams(table, quarantine, delivery)
         self._declared: dict[str, Any] = {
             "key": key,
             "every": every,
@@ -169,7 +169,7 @@ class Records:
         delivery: DeliveryPolicy | None = None,
     ) -> None:
         _one_of("aggregates", aggregates, get_args(Aggregates))
-        _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
+        _check_seams(table, quarantine, delivery)
         self.plan = compile_records(record, key=key, coerce=coerce)
         self.record, self.table, self.quarantine = record, table, quarantine
         self.coerce, self.aggregates = coerce, aggregates
@@ -237,6 +237,12 @@ def _describe(field: Field) -> dict[str, Any]:
         "decimals": field.decimals,
         "stored": field.stored,
     }
+
+
+def _check_seams(table: object, quarantine: object, delivery: object) -> None:
+    _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
+    _is_a("quarantine", quarantine, str | Env, 's3://bucket/prefix, a folder, "none", or env("NAME")')
+    _is_a("delivery", delivery, DeliveryPolicy | None, "a DeliveryPolicy, or None for the usual one")
 
 
 def _is_a(name: str, value: object, kind: Any, expected: str) -> None:

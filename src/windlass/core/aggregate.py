@@ -28,8 +28,10 @@ DIGEST_BYTES = 16
 HASH_KEYS = 1 << 128
 
 # Absent and zero must differ: index 0 of an empty table is corrupt, no index is not. A proto2 default tells
-# them apart in one attribute read, where HasField would cost a second call per record.
-_ABSENT = (1 << 64) - 1
+# them apart in one attribute read, where HasField would cost a second call per record. The explicit index is mostly
+# absent: declared as signed, which the wire does not tell apart, it then reads as a small int that costs no allocation.
+_NO_PARTITION = (1 << 64) - 1
+_NO_EXPLICIT = -1
 
 # The columns of a carrier, read in C loops: this is the hot path of a KPL stream.
 _DATA = attrgetter("data")
@@ -63,7 +65,7 @@ def deaggregate(data: bytes, within: HashRange | None = None) -> "UserRecords | 
     body, digest = data[4:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if len(data) <= 4 + DIGEST_BYTES:
         return CorruptAggregate(f"{len(data)} bytes are too few for an aggregate")
-    if md5(body, usedforsecurity=False).digest() != digest:
+    if _digest(body) != digest:
         return CorruptAggregate("the MD5 digest does not match the message")
     try:
         message = _AggregatedRecord.FromString(body)
@@ -90,13 +92,15 @@ class UserRecords(msgspec.Struct, frozen=True):
 
 def _index_fault(records: Sequence[Any], keys: Sequence[bytes], hash_keys: Sequence[bytes]) -> str | None:
     highest = max(map(_PARTITION, records))
-    if highest == _ABSENT:
+    if highest == _NO_PARTITION:
         return "the protobuf message is broken: a record has no partition key index"
     if highest >= len(keys):
         return f"partition key index {highest} is outside a table of {len(keys)}"
-    used = set(map(_EXPLICIT, records)) - {_ABSENT}
-    if used and max(used) >= len(hash_keys):
-        return f"explicit hash key index {max(used)} is outside a table of {len(hash_keys)}"
+    used = set(map(_EXPLICIT, records))
+    used.discard(_NO_EXPLICIT)
+    for index in used:
+        if not 0 <= index < len(hash_keys):
+            return f"explicit hash key index {index % (1 << 64)} is outside a table of {len(hash_keys)}"
     for text in hash_keys:
         if not (0 < len(text) <= 39 and text.isdigit() and int(text) < HASH_KEYS):
             return f"explicit hash key {text[:50]!r} is not a whole number below 2**128"
@@ -104,22 +108,21 @@ def _index_fault(records: Sequence[Any], keys: Sequence[bytes], hash_keys: Seque
 
 
 def _outside(records: Sequence[Any], message: Any, within: HashRange) -> list[int]:
-    by_key = [_in_range(hash_key(key), within) for key in message.partition_key_table]
-    by_hash = [_in_range(int(text), within) for text in message.explicit_hash_key_table]
+    # Digests are hash keys in big-endian, so they compare as the numbers do.
+    low, high = (key.to_bytes(DIGEST_BYTES, "big") for key in (within.low, within.high))
+    by_key = [low <= _digest(key) <= high for key in message.partition_key_table]
+    by_hash = [within.low <= int(text) <= within.high for text in message.explicit_hash_key_table]
+    if all(by_key) and all(by_hash):
+        return []
     return [
         place
         for place, (key, explicit) in enumerate(zip(map(_PARTITION, records), map(_EXPLICIT, records), strict=True))
-        if not (by_key[key] if explicit == _ABSENT else by_hash[explicit])
+        if not (by_key[key] if explicit == _NO_EXPLICIT else by_hash[explicit])
     ]
 
 
-def hash_key(partition_key: bytes) -> int:
-    """Where Kinesis places a partition key: its MD5 as a big-endian integer."""
-    return int.from_bytes(md5(partition_key, usedforsecurity=False).digest(), "big")
-
-
-def _in_range(key: int, within: HashRange) -> bool:
-    return within.low <= key <= within.high
+def _digest(data: bytes) -> bytes:
+    return md5(data, usedforsecurity=False).digest()
 
 
 def _messages() -> Any:
@@ -140,8 +143,8 @@ def _messages() -> Any:
             descriptor_pb2.DescriptorProto(
                 name="Record",
                 field=[
-                    field(name="partition_key_index", number=1, label=2, type=4, default_value=str(_ABSENT)),
-                    field(name="explicit_hash_key_index", number=2, label=1, type=4, default_value=str(_ABSENT)),
+                    field(name="partition_key_index", number=1, label=2, type=4, default_value=str(_NO_PARTITION)),
+                    field(name="explicit_hash_key_index", number=2, label=1, type=3, default_value=str(_NO_EXPLICIT)),
                     field(name="data", number=3, label=2, type=12),
                     field(name="tags", number=4, label=3, type=11, type_name=".windlass.kpl.Tag"),
                 ],

@@ -22,8 +22,8 @@ from windlass.core.totals import Count, Mean, Sum, Total, columns_of
 
 Aggregates = Literal["keep_insiders", "keep_all"]
 
-KEY_LENGTH_MAX = 512
-"""Characters of a text key: 2,048 bytes, DynamoDB's limit for a partition key, at four bytes a character."""
+KEY_LENGTH_MAX, SORT_KEY_LENGTH_MAX = 512, 256
+"""Characters of a text key: 2,048 and 1,024 bytes are DynamoDB's limits, at four bytes a character."""
 
 WINDOW_SECONDS_MAX = 900  # "Configuring Kinesis Data Streams windows": tumbling windows of up to 15 minutes
 STATE_LIMIT_MAX = 1_000_000  # the same page: above 1 MB of state Lambda itself ends the window, at a batch's edge
@@ -208,17 +208,19 @@ def compile_windows(
     """Raises DeclarationError with what to do when the declaration cannot work."""
     fields = {field.attribute: field for field in fields_of(record)}
     seconds = _whole_seconds(every_s)
-    if not 1 <= state_bytes_max <= STATE_LIMIT_MAX:
+    if not (type(state_bytes_max) is int and 1 <= state_bytes_max <= STATE_LIMIT_MAX):
         msg = (
-            f"state_bytes_max is 1 to {STATE_LIMIT_MAX} bytes; found {state_bytes_max}. A larger state Lambda ends "
+            f"state_bytes_max is 1 to {STATE_LIMIT_MAX} bytes; found {state_bytes_max!r}. A larger state Lambda ends "
             "early, at the edge of a batch, where a replay would not end it again"
         )
         raise DeclarationError(msg)
     parts = _key_parts(record, fields, _key_names(key))
     _check_key_names(parts)
     _check_totals(record, fields, parts, totals)
+    # Several are joined into one key, and an escape may double each character of a part.
+    longest = KEY_LENGTH_MAX if len(parts) == 1 else KEY_LENGTH_MAX // (2 * len(parts))
     for part in parts:
-        _limit_key(fields, part, len(parts))
+        _limit_key(fields, part, longest)
     for total in totals.values():
         _mark_exact(fields, total)
     columns = tuple(column for name, total in totals.items() for column in _columns(fields, name, total))
@@ -236,8 +238,8 @@ def compile_records(record: type[Record], *, key: str | Sequence[str] | None, co
         msg = f"a table has a partition key and at most one sort key; found {len(names)} key fields {names}"
         raise DeclarationError(msg)
     parts = _key_parts(record, fields, names) if names else ()
-    for part in parts:
-        _limit_key(fields, part, len(parts))
+    for part, longest in zip(parts, (KEY_LENGTH_MAX, SORT_KEY_LENGTH_MAX), strict=False):
+        _limit_key(fields, part, longest)
     if not parts and {"shard", "position"} & fields.keys():
         msg = f"{record.__name__} declares a field named shard or position, which the key by position uses: rename it"
         raise DeclarationError(msg)
@@ -257,7 +259,7 @@ def _whole_seconds(every_s: float) -> int:
     if every_s != int(every_s) or not 1 <= every_s <= WINDOW_SECONDS_MAX:
         msg = (
             f"a window is 1 to {WINDOW_SECONDS_MAX} whole seconds, as Lambda's tumbling windows are; "
-            f"found {every_s:g} s. For longer ones, sum the stored windows when reading"
+            f"found {every_s!r:.20} s. For longer ones, sum the stored windows when reading"
         )
         raise DeclarationError(msg)
     return int(every_s)
@@ -290,7 +292,7 @@ def _key_part(field: Field, name: str) -> KeyPart:
 
 
 def _field(record: type[Record], fields: dict[str, Field], name: str, role: str) -> Field:
-    field = fields.get(name)
+    field = fields.get(name) if isinstance(name, str) else None
     if field is None:
         msg = f"{role} names {name!r}, which {record.__name__} does not declare; it declares {', '.join(fields)}"
         raise DeclarationError(msg)
@@ -322,6 +324,9 @@ def _check_totals(
     taken["#".join(part.name for part in parts)] = "the key"
     reserved = dict(taken)
     for name, total in totals.items():
+        if not isinstance(name, str):
+            msg = f"a total has a name, the attribute that it is stored under; found {name!r}"
+            raise DeclarationError(msg)
         if not isinstance(total, Total):
             msg = f"total {name!r} is {total!r}: use Count(), Sum, Mean, Min or Max"
             raise DeclarationError(msg)
@@ -349,8 +354,8 @@ def _check_total(record: type[Record], fields: dict[str, Field], name: str, tota
     if field.type not in ("int", "float", "decimal"):
         msg = f"total {name!r} is {kind}({total.field!r}), but {total.field} is a {field.type}: {kind} needs a number"
         raise DeclarationError(msg)
-    if isinstance(total, Sum | Mean) and not 0 <= total.decimals <= 28:
-        msg = f"total {name!r} keeps {total.decimals} decimals: 0 to 28 fit DynamoDB's 38 digits with room to sum"
+    if isinstance(total, Sum | Mean) and not (type(total.decimals) is int and 0 <= total.decimals <= 28):
+        msg = f"total {name!r} keeps {total.decimals!r} decimals: 0 to 28 fit DynamoDB's 38 digits with room to sum"
         raise DeclarationError(msg)
 
 
@@ -362,13 +367,12 @@ def _columns(fields: dict[str, Field], name: str, total: Total) -> Any:
     return columns_of(name, total, field.attribute, whole=field.type == "int", nullable=absent)
 
 
-def _limit_key(fields: dict[str, Field], part: KeyPart, parts: int) -> None:
+def _limit_key(fields: dict[str, Field], part: KeyPart, longest: int) -> None:
     """DynamoDB refuses empty and long text keys, so such records are out of range from the start.
 
     Raises DeclarationError where the declaration itself lists such a key.
     """
     field = fields[part.name]
-    longest = KEY_LENGTH_MAX if parts == 1 else KEY_LENGTH_MAX // (2 * parts)  # escapes may double a part
     for choice in field.choices or ():
         if type(choice) is str and not 1 <= len(choice) <= longest:
             msg = (

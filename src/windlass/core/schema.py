@@ -16,8 +16,12 @@ Rules of this file:
 import json
 import re
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal, Inexact, InvalidOperation
+from contextlib import suppress
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from functools import partial
+from itertools import repeat
 from math import isfinite, nextafter
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -117,7 +121,7 @@ def fields_of(record: type[Record]) -> list[Field]:
     if not (isinstance(record, type) and issubclass(record, Record)):
         msg = f"a pipeline's record is a class derived from windlass.Record; found {record!r}"
         raise DeclarationError(msg)
-    fields = list(_walk(record, (), ""))
+    fields = list(_walk(record, (), "", ()))
     if not fields:
         msg = f"{record.__name__} declares no field: nothing could be keyed or summed"
         raise DeclarationError(msg)
@@ -128,7 +132,13 @@ _TYPES: dict[Any, str] = {int: "int", float: "float", Decimal: "decimal", str: "
 _NUMBERS = ("int", "float", "decimal")
 
 
-def _walk(record: type[Record], path: tuple[str, ...], prefix: str) -> Iterator[Field]:
+def _walk(
+    record: type[Record], path: tuple[str, ...], prefix: str, inside: tuple[type[Record], ...]
+) -> Iterator[Field]:
+    if record in inside:
+        msg = f"{record.__name__} holds itself: a record is nested to a fixed depth, as its fields are flat paths"
+        raise DeclarationError(msg)
+    _check_options(record)
     try:
         hints = get_type_hints(record, include_extras=True)
     except NameError as error:
@@ -153,7 +163,22 @@ def _walk(record: type[Record], path: tuple[str, ...], prefix: str) -> Iterator[
             if nullable or not required:
                 msg = f"{where}: a nested record must be there; make the fields inside it optional instead"
                 raise DeclarationError(msg)
-            yield from _walk(base, field.path, field.attribute + ".")
+            yield from _walk(base, field.path, field.attribute + ".", (*inside, record))
+
+
+def _check_options(record: type[Record]) -> None:
+    """What msgspec can do for a struct besides, and Windlass does not do for a record, must not pass in silence."""
+    config = record.__struct_config__
+    options = {
+        "array_like": (config.array_like, "a record is a JSON object"),
+        "forbid_unknown_fields": (config.forbid_unknown_fields, "members that are not declared are ignored"),
+        "tag": (config.tag is not None, "declare the member that tells types apart as a Literal field"),
+        "__post_init__": (hasattr(record, "__post_init__"), "records are decoded without it; use Range and Length"),
+    }
+    for name, (is_set, instead) in options.items():
+        if is_set:
+            msg = f"{record.__name__} has {name}, which a record cannot have: {instead}"
+            raise DeclarationError(msg)
 
 
 _DEFAULTS: dict[str, tuple[type, ...]] = {
@@ -265,8 +290,9 @@ class Schema:
 
     def __init__(self, name: str, fields: Sequence[Field], *, coerce: bool) -> None:
         self._decode = msgspec.json.Decoder(_struct(name, fields, (), coerce=coerce)).decode
-        steps = [_finisher(field, coerce=coerce) for field in fields]
-        self._finish = [step for step in steps if step is not None]
+        self._doubles = {f"`$.{field.name}`" for field in fields if field.type == "float"}
+        finishes = [_finish_of(field, coerce=coerce) for field in fields]
+        self._finishes = [finish for finish in finishes if finish is not None]
 
     def read(self, payloads: Sequence[bytes], *, all_ascii: bool = False) -> tuple[list[Any], list[int]]:
         """For each payload, in order, a record or a `Fault`; and the indexes of the faults, ascending.
@@ -275,7 +301,7 @@ class Schema:
         """
         if not all_ascii and not all(map(bytes.isascii, payloads)) and not _all_utf8(payloads):
             records = [self._read_one(payload) for payload in payloads]
-            return records, [index for index, record in enumerate(records) if type(record) is Fault]
+            return records, _faults_in(records)
         # One C loop over clean records. An exception takes one record out of it, and the same iterator goes on.
         records = []
         faults = []
@@ -286,9 +312,9 @@ class Schema:
                 break
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 faults.append(len(records))
-                records.append(_fault(error))
-        if self._finish:
-            faults = self._finish_all(records)
+                records.append(self._fault(error))
+        if self._finishes and self._finish(records, faults):
+            faults = _faults_in(records)
         return records, faults
 
     def _read_one(self, payload: bytes) -> Any:
@@ -297,26 +323,51 @@ class Schema:
         try:
             records = [self._decode(payload)]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return _fault(error)
-        self._finish_all(records)
+            return self._fault(error)
+        self._finish(records, [])
         return records[0]
 
-    def _finish_all(self, records: list[Any]) -> list[int]:
-        """Take each record through its last steps, in place. The indexes of all faults, old and new."""
-        faults = []
-        for index, record in enumerate(records):
-            fault = record if type(record) is Fault else self._finished(record)
-            if fault is not None:
-                records[index] = fault
-                faults.append(index)
-        return faults
+    def _fault(self, error: Exception) -> Fault:
+        """Msgspec says in its message what is wrong; the reasons are read from its first words."""
+        text = str(error)
+        if isinstance(error, RecursionError):
+            return Fault(Reason.NOT_JSON, "nested too deeply")
+        if not isinstance(error, msgspec.ValidationError):
+            return Fault(Reason.NOT_JSON, text)
+        words, _, at = text.partition(" - at ")
+        if words == "Number out of range" and at not in self._doubles:
+            # Beyond a double, in the place of something else; that it is none of those says more.
+            return Fault(Reason.WRONG_TYPE if at else Reason.NOT_AN_OBJECT, f"Got a number - at {at or '`$`'}")
+        if not at and words.startswith("Expected `object`"):
+            return Fault(Reason.NOT_AN_OBJECT, text)
+        for pattern, reason in _FAULT_WORDS:
+            if pattern.search(words):
+                return Fault(reason, text)
+        return Fault(Reason.WRONG_TYPE, text)
 
-    def _finished(self, record: Any) -> Fault | None:
-        for step in self._finish:
-            fault = step(record)
-            if fault is not None:
-                return fault
-        return None
+    def _finish(self, records: list[Any], faults: Sequence[int]) -> bool:
+        """Take the records through their last steps, in place; `faults` are not any more. Whether there are new ones.
+
+        A field is finished in all records before the next field is; a record ends at its first fault.
+        """
+        new = False
+        where: Sequence[int] = range(len(records))
+        if faults:
+            where = sorted(set(where).difference(faults))
+        clean = [records[index] for index in where] if faults else records
+        for finish in self._finishes:
+            found = finish.apply(clean)
+            if found:
+                new = True
+                for place, fault in found.items():
+                    records[where[place]] = fault
+                where = [index for place, index in enumerate(where) if place not in found]
+                clean = [records[index] for index in where]
+        return new
+
+
+def _faults_in(records: Sequence[Any]) -> list[int]:
+    return [index for index, record in enumerate(records) if type(record) is Fault]
 
 
 def _all_utf8(payloads: Sequence[bytes]) -> bool:
@@ -335,21 +386,6 @@ def _utf8_detail(payload: bytes) -> str:
     except UnicodeDecodeError as error:
         return f"byte {error.start}: {error.reason}"
     raise AssertionError(payload)
-
-
-def _fault(error: Exception) -> Fault:
-    """Msgspec says in its message what is wrong; the reasons are read from its first words."""
-    text = str(error)
-    if isinstance(error, RecursionError):
-        return Fault(Reason.NOT_JSON, "nested too deeply")
-    if not isinstance(error, msgspec.ValidationError):
-        return Fault(Reason.NOT_JSON, text)
-    if text.startswith("Expected `object`") and " - at" not in text:
-        return Fault(Reason.NOT_AN_OBJECT, text)
-    for words, reason in _FAULT_WORDS:
-        if words.search(text):
-            return Fault(reason, text)
-    return Fault(Reason.WRONG_TYPE, text)
 
 
 _FAULT_WORDS = [
@@ -372,14 +408,18 @@ def _struct(name: str, fields: Sequence[Field], parent: tuple[str, ...], *, coer
             if field.type == "object"
             else _wire_type(field, coerce=coerce)
         )
-        default = {} if field.required else {"default": field.default}
+        default = {} if field.required else {"default": _final_default(field)}
         members.append((python_name, wire, msgspec.field(name=field.path[-1], **default)))
     return msgspec.defstruct(name, members, kw_only=True, gc=False)
 
 
+def _final_default(field: Field) -> Any:
+    return _settled(field.default, field) if _is_exact(field) and field.default is not None else field.default
+
+
 def _wire_type(field: Field, *, coerce: bool) -> Any:
-    if field.type == "decimal":
-        return msgspec.Raw  # takes null too; `_finisher` reads it
+    if _is_exact(field):
+        return msgspec.Raw  # takes null too; `_reader` tells what it is
     wire: Any
     if field.type == "int":
         low = max(INT_LOW, INT_LOW if field.low is None else field.low)
@@ -396,7 +436,7 @@ def _wire_type(field: Field, *, coerce: bool) -> Any:
         wire = Literal[field.choices]
     else:
         wire = bool
-    if coerce and field.type in _NUMBERS:
+    if coerce and _is_coerced(field):
         wire = wire | str
     return wire | None if field.nullable else wire
 
@@ -413,7 +453,7 @@ def check_defaults(record: str, fields: Sequence[Field]) -> None:
         elif field.type in _NUMBERS:
             fault = _number_in_text(str(value), field)
             if type(fault) is not Fault and (field.type == "decimal" or field.decimals is not None or field.stored):
-                fault = _exact(value if type(value) is Decimal else Decimal(repr(value)), field)
+                fault = _settled(value, field)
         elif field.type == "str":
             low, high = field.min_length or 0, field.max_length
             if len(value) < low or (high is not None and len(value) > high):
@@ -427,73 +467,148 @@ def check_defaults(record: str, fields: Sequence[Field]) -> None:
 
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _JSON_INT = re.compile(r"-?(0|[1-9][0-9]*)")
-Step = Callable[[Any], Fault | None]
 
 
-def _finisher(field: Field, *, coerce: bool) -> Step | None:
-    """Turns the field's decoded value into its final one in place, or answers why it cannot be."""
-    exact = field.type == "decimal" or (field.type == "float" and (field.decimals is not None or field.stored))
-    if not (exact or (coerce and field.type in _NUMBERS)):
-        return None
+class _Finish(msgspec.Struct, frozen=True):
+    """A field whose decoded values are text still, or JSON. Works on columns: each distinct text is read once."""
+
+    owner: Callable[[Any], Any] | None  # from a record to the nested one that has the field
+    name: str
+    read: Callable[[str], Any]  # a value, or a Fault
+    read_usual: Callable[[list[str]], list[Any] | None] | None = None  # many at once, or None for `read` to take them
+
+    def apply(self, records: Sequence[Any]) -> dict[int, Fault]:
+        """Finish the field in each record, in place. The faults by index."""
+        structs = list(map(self.owner, records)) if self.owner else records
+        values = list(map(attrgetter(self.name), structs))
+        kinds = set(map(type, values))
+        if kinds == {msgspec.Raw}:
+            values = list(map(str, values, repeat("utf-8")))
+        elif msgspec.Raw in kinds:  # the others are the default
+            values = [str(value, "utf-8") if type(value) is msgspec.Raw else value for value in values]
+        elif str not in kinds:
+            return {}
+        texts = [value for value in set(values) if type(value) is str]
+        found = (self.read_usual(texts) if self.read_usual else None) or list(map(self.read, texts))
+        finals = dict(zip(texts, found, strict=True))
+        values = list(map(finals.get, values, values))  # what is no text stays
+        for struct, value in zip(structs, values, strict=True):
+            setattr(struct, self.name, value)
+        if Fault in map(type, found):
+            return {index: value for index, value in enumerate(values) if type(value) is Fault}
+        return {}
+
+
+def _finish_of(field: Field, *, coerce: bool) -> _Finish | None:
     parent, _, name = field.attribute.rpartition(".")
-    owner = attrgetter(parent) if parent else _itself
-    final = _final_value(field, coerce=coerce, exact=exact)
+    owner = attrgetter(parent) if parent else None
+    if _is_exact(field):
+        return _Finish(owner, name, _reader(field, coerce=coerce), _usual_reader(field))
+    if coerce and _is_coerced(field):
+        return _Finish(owner, name, partial(_number_in_text, field=field))
+    return None
 
-    def finish(record: Any) -> Fault | None:
-        struct = owner(record)
-        value = getattr(struct, name)
-        if value is None:
+
+def _is_exact(field: Field) -> bool:
+    """Whether the value is to be a Decimal: then its JSON is read here, digit by digit."""
+    return field.type == "decimal" or (field.type == "float" and (field.decimals is not None or field.stored))
+
+
+def _is_coerced(field: Field) -> bool:
+    """With coerce: numbers, and choices that are all numbers."""
+    return field.type in _NUMBERS or {type(choice) for choice in field.choices or ()} == {int}
+
+
+def _reader(field: Field, *, coerce: bool) -> Callable[[str], Any]:
+    """From the JSON of an exact field's value to the value."""
+
+    def read(json_text: str) -> Any:
+        if json_text[0] in "-0123456789":
+            number = _number_in_text(json_text, field)
+        elif json_text[0] == '"' and coerce:
+            number = _number_in_text(json.loads(json_text), field)
+        elif json_text == "null" and field.nullable:
             return None
-        value = final(value)
-        if type(value) is Fault:
-            return value
-        setattr(struct, name, value)
-        return None
+        else:
+            return Fault(Reason.WRONG_TYPE, f"Expected a number, got `{json_text[:40]}` - at `{_at(field)}`")
+        return number if type(number) is Fault else _settled(number, field)
 
-    return finish
+    return read
 
 
-def _itself(record: Any) -> Any:
-    return record
+DOUBLE_DIGITS = 15
+"""A decimal of so many digits is the shortest text of the double next to it, so it need not be taken there and back."""
 
 
-def _final_value(field: Field, *, coerce: bool, exact: bool) -> Callable[[Any], Any]:
-    def final(value: Any) -> Any:
-        if type(value) is msgspec.Raw:
-            value = _raw_number(bytes(value), field, coerce=coerce)
-        elif type(value) is str:
-            value = _number_in_text(value, field)
-        if value is None or type(value) is Fault:
-            return value
-        if exact:
-            return _exact(value, field)
-        return value
+def _usual_reader(field: Field) -> Callable[[list[str]], list[Any] | None]:
+    """The same for a column of usual numbers, in C loops. None where one of them is unusual, or at fault."""
+    quantum, low, high = _quantum(field), field.low, field.high
 
-    return final
+    def read(texts: list[str]) -> list[Any] | None:
+        if field.type == "float":
+            together = "".join(texts)
+            if max(map(len, texts)) > DOUBLE_DIGITS or "e" in together or "E" in together:
+                return None
+        try:
+            numbers = list(map(Decimal, texts))  # a text is JSON: if Decimal takes it, then it is a number
+            if low is not None or high is not None:
+                compared: list[Any] = list(map(float, texts)) if field.type == "float" else numbers
+                if (low is not None and min(compared) < low) or (high is not None and max(compared) > high):
+                    return None
+            if quantum is not None:
+                deque(map(_SUMMED.quantize, numbers, repeat(quantum)), maxlen=0)
+            numbers = [EXACT.normalize(number) if number else _ZERO for number in numbers]
+        except (Inexact, InvalidOperation):
+            return None
+        return numbers if quantum is not None or all(map(_is_stored, numbers)) else None
+
+    return read
 
 
-def _raw_number(raw: bytes, field: Field, *, coerce: bool) -> Any:
-    text = raw.decode()
-    if text == "null" and field.nullable:
-        return None
-    if text[:1] == '"' and coerce:
-        return _number_in_text(json.loads(text), field)
-    if not _JSON_NUMBER.fullmatch(text):
-        return Fault(Reason.WRONG_TYPE, f"Expected a number, got `{text[:40]}` - at `{_at(field)}`")
-    return _decimal(text, field)
+_ZERO = Decimal(0)
+_SUMMED = Context(prec=DIGITS_MAX - HEADROOM_DIGITS, traps=[Inexact, InvalidOperation])
+"""Quantizing in it raises where a number is off the grid, or too long to be summed."""
+
+
+def _quantum(field: Field) -> Decimal | None:
+    """The grid that a summed field's values lie on."""
+    return None if field.decimals is None else Decimal(1).scaleb(-field.decimals)
+
+
+def _settled(value: Any, field: Field) -> Any:
+    """As a Decimal that DynamoDB holds, and that sums exactly where it is summed; or a Fault."""
+    number = value if type(value) is Decimal else Decimal(repr(value))
+    if not number:
+        return _ZERO
+    room = "; DynamoDB holds 38 digits between 1E-130 and 1E+126"
+    with suppress(Inexact, InvalidOperation):
+        number = EXACT.normalize(number)
+        if _is_stored(number):
+            quantum = _quantum(field)
+            if quantum is not None:
+                whole_digits = _SUMMED.prec - (field.decimals or 0)
+                room = f"; what is summed has at most {field.decimals} decimals and {whole_digits} digits before them"
+                _SUMMED.quantize(number, quantum)
+            return number
+    return _out_of_range(str(value), field, room)
+
+
+def _is_stored(number: Decimal) -> bool:
+    return not number or MAGNITUDE_LOW <= number.copy_abs() < MAGNITUDE_END
 
 
 def _number_in_text(text: str, field: Field) -> Any:
     trimmed = text.strip(" \t")
-    pattern = _JSON_INT if field.type == "int" else _JSON_NUMBER
+    whole = field.type in ("int", "choice")
+    pattern = _JSON_INT if whole else _JSON_NUMBER
     if not pattern.fullmatch(trimmed):
+        kind = "int" if whole else field.type
         return Fault(
-            Reason.WRONG_TYPE,
-            f"Expected a number of type {field.type}, got the text {text[:40]!r} - at `{_at(field)}`",
+            Reason.WRONG_TYPE, f"Expected a number of type {kind}, got the text {text[:40]!r} - at `{_at(field)}`"
         )
     if field.type == "decimal":
         return _decimal(trimmed, field)
-    if field.type == "int":
+    if whole:
         # Longer texts are out of any range; Python itself refuses to convert very long ones.
         value: int | float = int(trimmed) if len(trimmed) < 40 else (INT_LOW - 1 if trimmed[0] == "-" else INT_HIGH + 1)
         low, high = (
@@ -501,6 +616,8 @@ def _number_in_text(text: str, field: Field) -> Any:
             (INT_HIGH if field.high is None else field.high),
         )
         inside = max(low, INT_LOW) <= value <= min(high, INT_HIGH)
+        if field.choices is not None:
+            inside = value in field.choices
     else:
         value = float(trimmed)
         low, high = (
@@ -519,27 +636,6 @@ def _decimal(text: str, field: Field) -> Any:
     if (field.low is not None and value < field.low) or (field.high is not None and value > field.high):
         return _out_of_range(text, field, "")
     return value
-
-
-def _exact(value: Any, field: Field) -> Any:
-    """As a Decimal that DynamoDB holds, and that sums exactly where it is summed."""
-    number = value if type(value) is Decimal else Decimal(repr(value))
-    if not number:
-        return Decimal(0)
-    try:
-        number = EXACT.normalize(number)
-    except (Inexact, InvalidOperation):
-        number = MAGNITUDE_END
-    if not MAGNITUDE_LOW <= number.copy_abs() < MAGNITUDE_END:
-        return _out_of_range(str(value), field, "; DynamoDB holds 38 digits between 1E-130 and 1E+126")
-    exponent = number.as_tuple().exponent
-    assert isinstance(exponent, int)
-    if field.decimals is not None:
-        whole_digits = DIGITS_MAX - HEADROOM_DIGITS - field.decimals
-        if -exponent > field.decimals or number.copy_abs() >= Decimal(10) ** whole_digits:
-            room = f"; what is summed has at most {field.decimals} decimals and {whole_digits} digits before them"
-            return _out_of_range(str(value), field, room)
-    return number
 
 
 def _out_of_range(text: str, field: Field, room: str) -> Fault:
