@@ -69,6 +69,7 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"every": timedelta(milliseconds=1500)}, "1 to 900 whole seconds"),
         ({"every": timedelta(seconds=899, microseconds=1)}, "found 899.000001 s"),
         ({"totals": {}}, "has totals"),
+        ({"totals": {str(n): Mean("miles") for n in range(125)}}, "make 254 attributes; DynamoDB updates at most 250"),
         ({"totals": {"x": Sum("none")}}, "names 'none', which Trip does not declare"),
         ({"totals": {"x": Sum("name")}}, "name is a str: Sum needs a number"),
         ({"totals": {"x": Max("flag")}}, "flag is a choice: Max needs a number"),

@@ -26,7 +26,7 @@ from windlass.delivery import (
     putting,
 )
 from windlass.sim.table import MemoryTable
-from windlass.table import Item, KeyAttribute, Merged, TableKeys, TableProblem, Throttled
+from windlass.table import CONTENTION, Item, KeyAttribute, Merged, TableKeys, TableProblem, Throttled
 
 HISTORY = TableKeys.history("vendorId", "N")
 POSITIONS = TableKeys(KeyAttribute("shard", "S"), KeyAttribute("position", "S"))
@@ -99,6 +99,14 @@ def test_all_throttled_raises_at_once() -> None:
     assert send.rounds == [["a", "b"]]
     assert invocation.slept_ms == []
     assert failure.value.indexes == (0, 1)
+
+
+def test_contended_writes_are_written_again_even_if_they_are_all() -> None:
+    send, invocation = Sending({"a": 2, "b": 1}, Throttled((CONTENTION,))), Invocation()
+    assert invocation.deliver(["a", "b"], send) == Delivery(3, 3, ["A", "B"])
+    assert len(invocation.slept_ms) == 2
+    with pytest.raises(SomeThrottled, match="1 of 1 writes were still throttled after 4 attempts"):
+        Invocation().deliver(["a"], Sending({"a": 9}, Throttled((CONTENTION,))))
 
 
 def test_some_throttled_are_written_again_alone_until_none_is_left() -> None:

@@ -224,3 +224,12 @@ def test_different_keys_of_several_fields_never_share_an_item(pairs):
 
     assert len({c.key["left#right"] for c in written}) == len(pairs)
     assert [(c.plain["left"], c.plain["right"]) for c in written] == pairs
+
+
+def test_the_bound_holds_with_many_totals_of_long_names():
+    totals = {f"ü{number:03d}".ljust(250, "\x01"): Count() for number in range(40)}
+    plan = compile_windows(Reading, key="device", every_s=30, totals=totals)
+
+    open_ = plan.run(call([("a", 1, None)], {}, 1), None).open
+
+    assert len(json.dumps(plan.folder.encode(open_))) <= open_.bytes_bound

@@ -295,6 +295,9 @@ def test_a_shard_whose_range_cannot_be_found_fails_the_call_before_anything_is_w
     handler(event(records([trip(1, 1)]), final=True), None)  # without aggregates nobody asks
 
 
+KINESIS = kinesis_record(1, b"{}")["kinesis"]
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
@@ -308,6 +311,11 @@ def test_a_shard_whose_range_cannot_be_found_fails_the_call_before_anything_is_w
         ({"Records": []}, "set TumblingWindowInSeconds=30"),
         (event([], state={"passengerCount": 3}), "not of version 1"),
         (event([{"kinesis": {"sequenceNumber": "1", "approximateArrivalTimestamp": 1.0, "data": "!"}}]), "base64"),
+        (event([kinesis_record(1, b"{}") | {"kinesis": {**KINESIS, "sequenceNumber": 5}}]), "sequenceNumber is text"),
+        (event([kinesis_record(1, b"{}") | {"kinesis": {**KINESIS, "approximateArrivalTimestamp": "1"}}]), "a number"),
+        (event([kinesis_record(1, b"{}") | {"kinesis": {**KINESIS, "approximateArrivalTimestamp": None}}]), "a number"),
+        (event([]) | {"isFinalInvokeForWindow": "false"}, "has isFinalInvokeForWindow, a bool; found 'false'"),
+        (event([]) | {"shardId": None}, "has shardId, a str; found None"),
     ],
 )
 def test_a_malformed_event_raises_with_what_was_found(bad, says):
@@ -318,6 +326,7 @@ def test_a_malformed_event_raises_with_what_was_found(bad, says):
 
     assert says in str(caught.value)
     assert not items(seams)
+    assert [report.failed for report in seams.telemetry.reports] == [type(caught.value).__name__]
 
 
 # ── throttling: all failed, some failed ─────────────────────────────────────────────────────────────────────

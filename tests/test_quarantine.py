@@ -201,6 +201,8 @@ def test_a_place_opens_as_the_form_it_names(tmp_path: Path) -> None:
         ("", "empty"),
         ("  ", "empty"),
         ("gs://bucket/x", "gs:// is not known"),
+        ("s3:/bucket/x", "is no place in S3"),
+        ("S3:bucket", "is no place in S3"),
         ("s3://", "'' is not a bucket"),
         ("s3:///prefix", "'' is not a bucket"),
         ("s3://Bad_Bucket/x", "'Bad_Bucket' is not a bucket"),

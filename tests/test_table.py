@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import permutations
 from random import Random
 from threading import Thread
+from time import sleep
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests import servers
 from windlass.core.contribution import Contribution
 from windlass.core.position import position
 from windlass.core.window import Window
+from windlass.delivery import DeliveryPolicy, deliver, merging
 from windlass.sim.table import MemoryTable
 from windlass.table import (
     ConflictingFlush,
@@ -440,6 +442,27 @@ def test_eight_shards_meet_in_one_item_at_the_same_time(form: servers.Form, keys
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(flush, range(8)))
     assert totals(table, key) == {"n": 16} | ({} if kind == "sums" else {"high": 2})
+
+
+def test_many_writers_of_minima_that_meet_in_one_item_all_get_through(form: servers.Form) -> None:
+    table, key = form.table(HISTORY), servers.own_key()
+
+    def flush(shard: int) -> int:
+        contribution = row(key, 1, 1, shard=shard, add={"n": 1}, least={"low": shard})
+        chance = Random(shard)
+        delivery = deliver(
+            [contribution],
+            merging(table),
+            policy=DeliveryPolicy(),
+            remaining_ms=lambda: 60_000,
+            sleep=sleep,
+            random=chance.random,
+        )
+        return delivery.count(Merged.APPLIED)
+
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(flush, range(16))) == [1] * 16
+    assert totals(table, key) == {"n": 16, "low": 0}
 
 
 class Between:

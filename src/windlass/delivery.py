@@ -6,8 +6,11 @@ Rules of this file, by what came back of the first round:
     ----------+---------------------------------------------------------------------------------------------
     none      | delivered
     all       | AllThrottled at once: Lambda calls again with the same payload, later
-    some      | only those again, after a pause of full jitter whose bound doubles up to a cap; delivered when
-              | none is left; SomeThrottled after the last attempt, or when the time left would not do
+    some, or  | only those again, after a pause of full jitter whose bound doubles up to a cap; delivered when
+    contended | none is left; SomeThrottled after the last attempt, or when the time left would not do
+
+- A write is contended when others to its item came first, again and again. That is no want of capacity: one of those
+  that meet gets through each time, and pauses that differ part them. Lambda, calling them all again, would not.
 
 - Any other failure is not a throttle: it goes up at once, when the writes that were under way have ended.
 - Calling again with the whole payload is harmless in every case: merges are fenced, puts are idempotent by key.
@@ -110,7 +113,7 @@ def deliver(
     """
     outcomes: list[Outcome | Throttled] = list(send(units)) if units else []
     left = _throttled(outcomes)
-    if left and len(left) == len(units):
+    if left and len(left) == len(units) and not any(why.contended for why in left.values()):
         raise AllThrottled(left, len(units), "were throttled, which is all of them")
     rounds, retried = 1, 0
     while left:

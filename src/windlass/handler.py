@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -82,14 +83,17 @@ class _Handler(Generic[Plan]):
 
     def __call__(self, event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         """One invocation, as Lambda makes it. Raises when Lambda is to send the batch again."""
-        return self.answer(read_event(event), context)
+        return self.answer(partial(read_event, event), context)
 
-    def answer(self, call: Call, context: Any) -> dict[str, Any]:
-        """The same for an event that has been read already."""
+    def answer(self, read: Callable[[], Call], context: Any) -> dict[str, Any]:
+        """The same, for an event in whatever form: `read` reads it."""
         seams = self.seams
-        report = Report(call.shard, call.window.start if call.window else "", final=call.final)
+        report = Report()
         remaining_ms = getattr(context, "get_remaining_time_in_millis", lambda: REMAINING_MS_UNKNOWN)
         try:
+            call = read()
+            report.shard, report.final = call.shard, call.final
+            report.window = call.window.start if call.window else ""
             answer = self._answer(call, seams, report, remaining_ms)
         except Exception as error:
             report.failed = type(error).__name__

@@ -72,6 +72,9 @@ def open_quarantine(where: str, *, make_client: Callable[[], Any] | None = None)
     if where == "memory":
         return MemoryQuarantine()
     scheme, separator, rest = where.partition("://")
+    if not separator and where.lower().startswith("s3:"):
+        msg = f"{where!r} is no place in S3: give s3://bucket/prefix"
+        raise QuarantineProblem(msg)
     if not separator:
         return FolderQuarantine(Path(where).expanduser())
     if scheme != "s3":

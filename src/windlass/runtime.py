@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 API = "/2018-06-01/runtime"
@@ -161,10 +162,9 @@ def function_of(handler: Any) -> Function:
 
     def call(event: bytes, context: Any) -> bytes:
         try:
-            read = read_event_bytes(event)
+            return encode(handler.answer(partial(read_event_bytes, event), context))
         except NotJson as error:
             raise _not_json(error) from None
-        return encode(handler.answer(read, context))
 
     return call
 

@@ -51,8 +51,8 @@ WINDOW_START = "windowStart"
 WINDOW_END = "windowEnd"
 VERSION = "version"
 
-MERGE_WRITES_MAX = 12
-"""Conditional writes of one merge before contention on its item counts as a throttle."""
+MERGE_WRITES_MAX = 8
+"""Conditional writes of one merge before contention on its item goes out, for `delivery` to try again after a pause."""
 
 LOST_ANSWERS_MAX = 3
 """Sendings of one request whose answer does not come."""
@@ -94,6 +94,11 @@ class Throttled(Exception):
     def hot_key(self) -> bool:
         """Whether one key is written too often, rather than the table as a whole."""
         return any("KeyRange" in reason or reason in _HOT for reason in self.reasons)
+
+    @property
+    def contended(self) -> bool:
+        """Whether other writers came between each time: the table had capacity, for them."""
+        return CONTENTION in self.reasons
 
 
 CONTENTION = "ItemContention"
@@ -523,7 +528,7 @@ class DynamoTable:
         self._has_these_keys = True
 
     def _old(self, key: Item, failed: _ConditionFailed) -> Item | None:
-        """The item that failed the condition. Each condition here holds for an absent item, so there was one."""
+        """The item that failed the condition, or None where it has been deleted since it was seen."""
         wire = failed.old or self._call("get_item", Key=item_to_wire(key), ConsistentRead=True).get("Item")
         return item_from_wire(wire) if wire else None
 

@@ -16,7 +16,7 @@ import msgspec
 class Report(msgspec.Struct):
     """One invocation in numbers. Of a failed one only `failed` and the retry figures count: Lambda sends it again."""
 
-    shard: str
+    shard: str = ""
     window: str = ""
     final: bool = False
     received: int = 0

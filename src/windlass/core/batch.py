@@ -5,13 +5,12 @@ exactly one place. The usual call (nothing late, nothing repeated) passes each s
 """
 
 from itertools import repeat
-from operator import lt
 
 import msgspec
 
 from windlass.core.aggregate import CorruptAggregate, HashRange, deaggregate, is_aggregate
 from windlass.core.event import Call
-from windlass.core.position import SEQUENCE_DIGITS, position
+from windlass.core.position import position
 from windlass.core.rejected import Reason, Rejected
 
 
@@ -56,13 +55,12 @@ class Batch(msgspec.Struct):
 
 def batch_of(call: Call, within: HashRange | None = None) -> Batch:
     """The user records of a call. Corrupt aggregates, and records outside `within`, are rejected."""
-    in_order = _in_order(call.sequences)
     if not call.aggregated:
         count = len(call.payloads)
         return Batch(
-            call.shard, call.sequences, [0] * count, call.arrivals_s, call.payloads, in_order, call.ascii, count
+            call.shard, call.sequences, [0] * count, call.arrivals_s, call.payloads, call.in_order, call.ascii, count
         )
-    batch = Batch(call.shard, [], [], [], [], in_order)
+    batch = Batch(call.shard, [], [], [], [], call.in_order)
     outside: set[int] = set()
     corrupt: dict[int, str] = {}
     for sequence, arrival_s, payload in zip(call.sequences, call.arrivals_s, call.payloads, strict=True):
@@ -138,12 +136,3 @@ def drop_kept(batch: Batch, through: str) -> None:
     fresh = [record for record in batch.rejected if record.position > through]
     batch.duplicates += len(batch.rejected) - len(fresh)
     batch.rejected = fresh
-
-
-def _in_order(sequences: list[str]) -> bool:
-    """Told without padding, so only where all sequence numbers have the full length, as AWS's have.
-
-    Their total length says so in a third of the time: no server gives longer ones that would make up for shorter ones.
-    """
-    full = len("".join(sequences)) == SEQUENCE_DIGITS * len(sequences)
-    return full and all(map(lt, sequences, sequences[1:]))

@@ -16,6 +16,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ STATE_VERSION = 1
 STATE_BYTES_MAX = 512 * 1024
 """The default limit: half of Lambda's 1 MB, beyond which Lambda itself would end the window early."""
 
-_STATE_FRAME_BYTES = 2048  # version, positions, names of key and columns
+_STATE_FRAME_BYTES = 2048  # version, positions, names of key and columns: more only where those are very long
 _NUMBER_BYTES = 50  # '"-', 38 digits, a point, 'E-130",'
 
 Key = Any  # one key value, or a tuple of several
@@ -83,10 +84,20 @@ class Folder(msgspec.Struct, frozen=True):
     key_of: Callable[[Any], Key]
     columns: tuple[Column, ...]
     state_bytes_max: int = STATE_BYTES_MAX
+    frame_bytes: int = _STATE_FRAME_BYTES
+
+    @classmethod
+    def of(
+        cls, key: tuple[KeyPart, ...], columns: tuple[Column, ...], state_bytes_max: int = STATE_BYTES_MAX
+    ) -> "Folder":
+        """By these fields of a record, into these columns."""
+        names = [*(part.name for part in key), *(column.signature for column in columns)]
+        frame_bytes = max(_STATE_FRAME_BYTES, 512 + sum(len(json.dumps(name)) + 12 for name in names))
+        return cls(key, attrgetter(*(part.name for part in key)), columns, state_bytes_max, frame_bytes)
 
     def empty(self) -> Segment:
         """A segment that has not begun."""
-        return Segment(self.columns)
+        return Segment(self.columns, bytes_bound=self.frame_bytes)
 
     def fold(
         self, segment: Segment, records: Sequence[Any], position_at: Callable[[int], str]
@@ -176,7 +187,9 @@ class Folder(msgspec.Struct, frozen=True):
         try:
             columns = tuple(map(Column.parse, state["columns"]))
             same = [column.signature for column in self.columns] == state["columns"]
-            segment = Segment(self.columns if same else columns, str(state["from"]), str(state["through"]))
+            segment = self.empty()
+            segment.columns = self.columns if same else columns
+            segment.first, segment.through = str(state["from"]), str(state["through"])
             for row in state["rows"]:
                 self._decode_row(segment, row)
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:

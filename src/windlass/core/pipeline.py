@@ -27,6 +27,7 @@ KEY_LENGTH_MAX, SORT_KEY_LENGTH_MAX = 512, 256
 
 WINDOW_SECONDS_MAX = 900  # "Configuring Kinesis Data Streams windows": tumbling windows of up to 15 minutes
 STATE_LIMIT_MAX = 1_000_000  # the same page: above 1 MB of state Lambda itself ends the window, at a batch's edge
+COLUMNS_MAX = 250  # "Quotas in Amazon DynamoDB": an update expression has up to 4 KB, and 300 operators
 _RESERVED = ("windowStart", "windowEnd", "version")
 
 
@@ -224,7 +225,7 @@ def compile_windows(
     for total in totals.values():
         _mark_exact(fields, total)
     columns = tuple(column for name, total in totals.items() for column in _columns(fields, name, total))
-    folder = Folder(parts, attrgetter(*(part.name for part in parts)), columns, state_bytes_max)
+    folder = Folder.of(parts, columns, state_bytes_max)
     check_defaults(record.__name__, tuple(fields.values()))
     schema = Schema(record.__name__, tuple(fields.values()), coerce=coerce)
     return WindowsPlan(record.__name__, tuple(fields.values()), schema, folder, seconds)
@@ -344,6 +345,9 @@ def _check_totals(
                 )
                 raise DeclarationError(msg)
             taken[column.attribute] = f"total {name!r}"
+    if len(taken) > COLUMNS_MAX:
+        msg = f"the totals make {len(taken)} attributes; DynamoDB updates at most {COLUMNS_MAX} at once: declare fewer"
+        raise DeclarationError(msg)
 
 
 def _check_total(record: type[Record], fields: dict[str, Field], name: str, total: Total) -> None:
