@@ -12,6 +12,7 @@ from windlass.core.aggregate import CorruptAggregate, HashRange, deaggregate, is
 from windlass.core.event import Call
 from windlass.core.position import position
 from windlass.core.rejected import Reason, Rejected
+from windlass.core.window import Window
 
 
 class Batch(msgspec.Struct):
@@ -97,14 +98,13 @@ def _reject_carried(batch: Batch, corrupt: dict[int, str], outside: set[int]) ->
     batch.keep(stay)
 
 
-def drop_late(batch: Batch, start_s: float, end_s: float) -> None:
-    """Reject what did not arrive in `[start_s, end_s)`."""
-    arrivals_s = batch.arrivals_s
-    by_time = sorted(arrivals_s)  # mostly sorted already, and then faster than min and max
-    if not by_time or (start_s <= by_time[0] and by_time[-1] < end_s):
+def drop_late(batch: Batch, call: Call, window: Window) -> None:
+    """Reject what did not arrive in the window that it was delivered in."""
+    start_s, end_s = window.start_ms / 1000, window.end_ms / 1000
+    if start_s <= call.earliest_s and call.latest_s < end_s:
         return
     stay = []
-    for index, arrival_s in enumerate(arrivals_s):
+    for index, arrival_s in enumerate(batch.arrivals_s):
         if start_s <= arrival_s < end_s:
             stay.append(index)
         else:

@@ -28,7 +28,8 @@ class Call(msgspec.Struct):
 
     `ascii`: every payload is, so that none is an aggregate, and none can be bad UTF-8. `aggregated`: a record claims
     to be a KPL aggregate, so that the shard's hash range is worth knowing. `in_order`: the records come in the order
-    of the stream, each once. Raises TypeError where a column holds what it should not.
+    of the stream, each once. `earliest_s`, `latest_s`: of the arrivals. Raises TypeError where a column holds what it
+    should not.
     """
 
     shard: str
@@ -43,6 +44,8 @@ class Call(msgspec.Struct):
     ascii: bool = False
     aggregated: bool = False
     in_order: bool = False
+    earliest_s: float = 0.0
+    latest_s: float = 0.0
 
     @property
     def source(self) -> str:
@@ -57,7 +60,9 @@ class Call(msgspec.Struct):
         self.ascii = all(map(bytes.isascii, self.payloads))
         self.aggregated = not self.ascii and any(map(bytes.startswith, self.payloads, repeat(MAGIC)))
         self.in_order = _in_order(self.sequences)
-        sum(self.arrivals_s)  # numbers, or a TypeError
+        if self.arrivals_s:
+            by_time = sorted(self.arrivals_s)  # mostly sorted already, and then faster than min and max
+            self.earliest_s, self.latest_s = by_time[0] + 0.0, by_time[-1] + 0.0
 
 
 def _in_order(sequences: list[str]) -> bool:

@@ -82,7 +82,7 @@ class WindowsPlan(msgspec.Struct, frozen=True):
         else:
             through = segment.through
         batch = batch_of(call, within)
-        drop_late(batch, window.start_ms / 1000, window.end_ms / 1000)
+        drop_late(batch, call, window)
         if batch.rejected:
             drop_kept(batch, through)
         drop_duplicates(batch, through)
