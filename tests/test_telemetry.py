@@ -42,6 +42,19 @@ def test_a_call_is_one_emf_blob_with_every_count(capsys):
     assert (line["message"], line["shard"], line["rejected"]) == ("call", "s-1", {"not_json": 2})
 
 
+def test_calls_that_say_the_same_say_it_with_their_own_values_and_time(capsys, monkeypatch):
+    telemetry = PowertoolsTelemetry(next(services), {})
+    telemetry.emit(Report("s-1", received=10, clean=10))
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
+    telemetry.emit(Report("s-1", received=7, clean=7))
+
+    first, second = lines(capsys)
+
+    assert (first["Received"], second["Received"]) == (10, 7)
+    assert second["_aws"]["Timestamp"] == 1_700_000_000_500 != first["_aws"]["Timestamp"]
+    assert {**second, "_aws": first["_aws"]} == {**first, "Received": 7, "Clean": 7}
+
+
 def test_a_failed_call_counts_no_records_as_lambda_sends_them_again(capsys):
     blob, line = emitted(capsys, Report("s-1", received=10, clean=10, throttled=3, failed="AllThrottled"))
 

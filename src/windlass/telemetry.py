@@ -7,6 +7,7 @@ metric each. Namespace and service follow POWERTOOLS_METRICS_NAMESPACE and POWER
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -91,24 +92,36 @@ class PowertoolsTelemetry:
         self._dimensions = {"service": service}
         # Powertools' Metrics are one for the whole process, and may be the user's.
         self._metrics = None if _metrics_disabled(environ) else EphemeralMetrics(namespace=namespace, service=service)
+        self._blobs: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def emit(self, report: Report) -> None:
         """One EMF blob on stdout, and one JSON log line: at level DEBUG where there was nothing but folding."""
         if self._metrics is not None:
-            # Powertools makes the blob. Its add_metric and flush_metrics would do the same in four times as long, and
-            # collect in one place what several shards, which locally call at once, and several handlers have to say.
-            told = {
-                name: {"Unit": _UNITS.get(name, "Count"), "StorageResolution": 60, "Value": value}
-                for name, value in report.metrics().items()
-            }
-            blob = self._metrics.serialize_metric_set(metrics=told, dimensions=self._dimensions, metadata={})
-            sys.stdout.write(msgspec.json.encode(blob).decode() + "\n")
+            sys.stdout.write(msgspec.json.encode(self._blob(report.metrics())).decode() + "\n")
         if report.failed:
             self._logger.error("call failed", extra=_told(report))
         elif report.is_notable():
             self._logger.info("call", extra=_told(report))
         else:
             self._logger.debug("call", extra={"received": report.received})
+
+    def _blob(self, metrics: Mapping[str, int]) -> dict[str, Any]:
+        """In EMF. Powertools makes the first one of each set of names; the others are that with time and values anew.
+
+        Its add_metric and flush_metrics would take many times as long, and collect in one place what several shards,
+        which locally call at once, and several handlers have to say.
+        """
+        names = tuple(metrics)
+        blob = self._blobs.get(names)
+        if blob is None:
+            told = {
+                name: {"Unit": _UNITS.get(name, "Count"), "StorageResolution": 60, "Value": value}
+                for name, value in metrics.items()
+            }
+            assert self._metrics is not None
+            made: Any = self._metrics.serialize_metric_set(metrics=told, dimensions=self._dimensions, metadata={})
+            blob = self._blobs[names] = made
+        return {**blob, "_aws": {**blob["_aws"], "Timestamp": int(time.time() * 1000)}, **metrics}
 
 
 _UNITS = {"StateBytes": "Bytes"}
