@@ -697,7 +697,7 @@ def test_kpl_aggregates_over_a_reshard_make_exact_totals(trial):
     seams = Seams(
         MemoryTable(pipeline.table_keys),
         MemoryQuarantine(),
-        KinesisShards(_by_arn(trial)),
+        KinesisShards(lambda: _by_arn(trial)),
         Kept(),
         sleep=lambda _: None,
     )

@@ -256,8 +256,8 @@ def test_an_item_is_seen_with_its_totals_shards_and_all_else_apart():
             "windowStart": "2026-11-23T11:00:00Z",
             "windowEnd": "2026-11-23T11:00:30Z",
             "passenger": 5,
-            "applied#trips/shardId-1": position("7"),
-            "applied#others/shardId-1": position("8"),
+            "applied#us-east-1:1:trips/shardId-1": position("7"),
+            "applied#us-east-1:1:others/shardId-1": position("8"),
             "version": 3,
             "note": "<b>",
         },
@@ -268,8 +268,16 @@ def test_an_item_is_seen_with_its_totals_shards_and_all_else_apart():
     )
 
     assert (seen.key, seen.totals, seen.others) == ("2", {"passenger": "5"}, {"note": "<b>"})
-    assert seen.shards == {"shardId-1": position("7"), "others/shardId-1": position("8")}
+    assert seen.shards == {"shardId-1": position("7"), "us-east-1:1:others/shardId-1": position("8")}
     assert seen.window_end_ms - seen.window_start_ms == 30_000
+
+
+def test_shards_of_equal_streams_in_two_places_keep_their_whole_names():
+    fences = {f"applied#{region}:1:trips/shardId-1": position("7") for region in ("eu-west-1", "us-east-1")}
+
+    seen = item_view({"vendorId": 2, **fences}, "vendorId", [], 30_000, "trips")
+
+    assert list(seen.shards) == ["eu-west-1:1:trips/shardId-1", "us-east-1:1:trips/shardId-1"]
 
 
 # --- rejected records ----------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"totals": {"windowStart": Count()}}, "named like an attribute of Windlass"),
         ({"totals": {"applied#x": Count()}}, "named like an attribute of Windlass"),
         ({"totals": {"": Count()}}, "named like an attribute"),
-        ({"totals": {"a": Mean("miles"), "a#sum": Count()}}, "both stored as 'a#sum'"),
+        ({"totals": {"a": Mean("miles"), "a#sum": Count()}}, "total 'a' and total 'a#sum' are both stored as 'a#sum'"),
         ({"totals": {"applied": Mean("miles")}}, "stored as 'applied#sum', like an attribute of Windlass"),
         ({"record": Build, "key": "version"}, "'version' is named like an attribute that Windlass writes"),
         ({"record": Build, "key": ["device", "version"]}, "'version' is named like an attribute that Windlass writes"),
@@ -95,6 +95,10 @@ def declare(record: Any = Trip, **changed: Any) -> Windows:
         ({"state_bytes_max": "1"}, "state_bytes_max is 1 to 1000000 bytes; found '1'"),
         ({"delivery": {"attempts": 3}}, "delivery is a DeliveryPolicy, or None for the usual one; found {'attempts'"),
         ({"quarantine": None}, "quarantine is s3://bucket/prefix, a folder"),
+        ({"quarantine": "gs://b/x"}, "gs:// is not known"),
+        ({"quarantine": "s3://Bad_Bucket"}, "'Bad_Bucket' is not a bucket's name"),
+        ({"quarantine": windlass.env("")}, "the variable that env names is a name"),
+        ({"coerce": "no"}, "coerce is True or False; found 'no'"),
         ({"layout": "newest"}, "history or latest"),
         ({"aggregates": "some"}, "keep_insiders or keep_all"),
         ({"record": dict}, "derived from windlass.Record"),
@@ -161,6 +165,10 @@ def test_what_a_struct_can_do_and_a_record_cannot_is_refused_instead_of_ignored(
         (lambda: Annotated[float, Range(0, float("nan"))], "bounds of a Range are finite numbers"),
         (lambda: Annotated[int, Range(False, True)], "bounds of a Range are finite numbers"),
         (lambda: Annotated[int, Range(5, 2)], "is empty"),
+        (lambda: Annotated[int, Range(10**400)], "x: the bounds of an int are whole numbers of 64 bits"),
+        (lambda: Annotated[str, Length(0, 2**70)], "whole numbers of characters, below 2**31"),
+        (lambda: Literal[2**63], "a Literal of strings or whole numbers of 64 bits"),
+        (lambda: "int |", "an annotation names what is not there"),
         (lambda: Annotated[int, Range()], "says nothing"),
         (lambda: Annotated[int, Range(0.5, 2)], "x: the bounds of an int are whole numbers of 64 bits; found 0.5"),
         (lambda: Annotated[int, Range(2**63)], "x: the bounds of an int are whole numbers of 64 bits"),
@@ -198,6 +206,46 @@ def test_a_default_that_no_record_could_have_is_refused(annotation, default, tot
         declare(type("Odd", (Record,), members), totals={"n": total})
 
     assert says in str(caught.value)
+
+
+class Coded(Record):
+    code: Annotated[str, Length(200, 700)]
+    long: Annotated[str, Length(600, 700)]
+    large: Annotated[Decimal, Range(10**12)]
+    small: Annotated[float, Range(high=-1e15)]
+
+
+@pytest.mark.parametrize(
+    ("key", "totals", "says"),
+    [
+        ("long", {"n": Count()}, "key field long has a Length that no key can have: DynamoDB takes 1 to 512"),
+        (["code", "long"], {"n": Count()}, "key field code has a Length that no key can have: DynamoDB takes 1 to 128"),
+        (
+            "code",
+            {"n": Sum("large")},
+            "large has a Range of which nothing could be summed: with 18 decimals a value has",
+        ),
+        ("code", {"n": Mean("small")}, "at most 11 digits before them; declare fewer, like Sum('small', decimals=2)"),
+    ],
+)
+def test_a_declaration_that_no_record_could_meet_is_refused(key, totals, says):
+    with pytest.raises(windlass.DeclarationError) as caught:
+        declare(Coded, key=key, totals=totals)
+    assert says in str(caught.value)
+    declare(Coded, key="code", totals={"n": Sum("large", decimals=2), "m": Max("small")})
+
+
+def test_a_field_with_a_default_may_stand_before_one_without():
+    class Ride(Record):
+        note: str | None = None
+        vendorId: int
+
+    class LongRide(Ride):
+        miles: float = 0.0
+        fare: Decimal
+
+    pipeline = declare(LongRide, totals={"n": Sum("fare")})
+    assert [field["path"] for field in pipeline.describe()["fields"] if field["required"]] == [["vendorId"], ["fare"]]
 
 
 def test_constraints_of_an_alias_hold_beside_its_users_own():

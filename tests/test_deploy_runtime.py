@@ -139,6 +139,17 @@ def test_a_call_that_raises_is_reported_with_its_frames_and_nothing_else(capsys)
     assert written.count("\n") == 1
 
 
+def test_a_connection_that_the_handler_lost_is_an_error_of_the_call_and_not_of_the_runtime(capsys):
+    def handler(event, context):
+        raise BrokenPipeError("a database went away")
+
+    host = Played(b"{}")
+    serve(host, function_of(handler))
+
+    [(path, report)] = host.said
+    assert (path, report["errorType"]) == ("/invocation/r1/error", "BrokenPipeError")
+
+
 @pytest.mark.parametrize(
     ("handler", "body", "kind", "text"),
     [

@@ -40,7 +40,7 @@ class Trip(Record):
     passengerCount: Annotated[int, Range(0, 9)]
 
 
-FENCE = f"applied#input-stream/{SHARD}"
+FENCE = f"applied#us-east-1:123456789012:input-stream/{SHARD}"
 
 
 def windows(**changed: Any) -> Windows:
@@ -227,12 +227,40 @@ def test_an_early_call_flushes_and_the_window_goes_on_with_an_empty_state():
 
 def test_streams_of_equal_shard_ids_add_to_one_table():
     handler, seams = on_memory(windows())
-    for stream in ("new-stream", "old-stream", "old-stream/consumer/fan-out:1700000000", "new-stream"):
-        arn = STREAM.replace("input-stream", stream)
+    arns = [
+        STREAM,
+        STREAM.replace("input", "old"),
+        STREAM.replace("us-east-1", "eu-west-1"),
+        STREAM.replace("1234", "9"),
+    ]
+    for arn in (*arns, f"{arns[1]}/consumer/fan-out:1700000000", *arns):
         handler(event(records([trip(1, 2)]), final=True, stream=arn), None)
 
-    assert items(seams)[1, START]["passenger"] == 4
-    assert [report.skipped_flushes for report in seams.telemetry.reports] == [0, 0, 1, 1]
+    assert items(seams)[1, START]["passenger"] == 2 * 4
+    assert [report.skipped_flushes for report in seams.telemetry.reports] == [0] * 4 + [1] * 5
+
+
+def test_records_out_of_order_or_repeated_in_one_call_are_folded_once():
+    handler, seams = on_memory(windows())
+    batch = [kinesis_record(number, trip(1, number)) for number in (2, 1, 2, 3, 3)]
+
+    handler(event(batch, final=True), None)
+
+    assert items(seams)[1, START]["passenger"] == 2 + 3
+    assert seams.telemetry.reports[0].duplicates == 3
+
+
+def test_a_batch_repeated_after_the_totals_have_changed_is_not_counted_again():
+    before, seams = on_memory(windows())
+    after = windows(totals={"trips": Count(), "most": Max("passengerCount")}).handler_on(lambda: seams)
+    batch = records([trip(1, 2), trip(1, 3)])
+    state = before(event(batch), None)["state"]
+
+    after(event(batch, state=state, final=True), None)
+
+    (item,) = seams.table.items()
+    assert (item["passenger"], item["trips"], "most" in item) == (5, 2, False)
+    assert seams.telemetry.reports[-1].duplicates == 2
 
 
 def test_a_repeated_final_call_is_told_as_skipped():
@@ -355,7 +383,8 @@ def test_when_all_writes_are_throttled_the_call_raises_at_once():
         handler(event(records([trip(1, 1), trip(2, 1)]), final=True), None)
 
     assert table.writes == 2
-    assert seams.telemetry.reports[0].failed == "AllThrottled"
+    (report,) = seams.telemetry.reports
+    assert (report.failed, report.retry_rounds, report.throttled) == ("AllThrottled", 0, 2)
 
 
 def test_when_some_writes_are_throttled_only_those_are_tried_again():
@@ -381,6 +410,8 @@ def test_a_call_that_gave_up_on_some_writes_is_made_whole_by_lambdas_retry():
         handler(final, None)
     stuck.clear()
     handler(final, None)
+    gave_up = seams.telemetry.reports[0]
+    assert (gave_up.failed, gave_up.retry_rounds, gave_up.throttled) == ("SomeThrottled", 4, 5)
 
     assert {key: item["trips"] for (key, _), item in items(seams).items()} == {1: 1, 2: 1}
     assert seams.telemetry.reports[-1].skipped_flushes == 1
@@ -404,6 +435,20 @@ def test_quarantine_trouble_fails_the_call_before_the_flush():
 
 
 # ── Records ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Text(Record):
+    text: str = ""
+
+
+class Note(Record):
+    id: str
+    text: str = ""
+    more: Text
+
+
+def note(key: str, more: str = "") -> bytes:
+    return json.dumps({"id": key, "more": {"text": more}}).encode()
 
 
 def unwindowed(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -463,6 +508,27 @@ def test_the_answer_names_the_first_record_that_is_not_safely_stored():
     assert {item["vendorId"] for item in seams.table.items()} == {1, 3}
 
 
+def test_of_a_call_that_stored_a_part_only_what_comes_before_the_rest_is_counted():
+    pipeline = Records(Note, key="id", table="t")
+
+    class Refusing(MemoryTable):
+        def put(self, items: Any) -> Any:
+            at = [index for index, item in enumerate(items) if item["id"] == "c"]
+            super().put([item for index, item in enumerate(items) if index not in at])
+            return dict.fromkeys(at, Throttled(("UnprocessedItems",)))
+
+    handler, seams = on_memory(pipeline, table=Refusing(pipeline.table_keys))
+    large = note("l", "x" * 410_000)
+    data = records([b"{", large, note("b"), note("c"), b"{", note("d")])
+
+    answer = handler(unwindowed(data), None)
+
+    assert answer == {"batchItemFailures": [{"itemIdentifier": data[3]["kinesis"]["sequenceNumber"]}]}
+    (report,) = seams.telemetry.reports
+    assert (report.received, report.clean, report.rejected) == (3, 1, {"not_json": 1, "too_large": 1})
+    assert (report.flushed_rows, report.throttled, report.retry_rounds) == (2, 5, 4)
+
+
 def test_records_refuse_an_event_with_a_window():
     handler, _ = on_memory(Records(Trip, table="t"))
 
@@ -470,18 +536,13 @@ def test_records_refuse_an_event_with_a_window():
         handler(event([]), None)
 
 
-class Note(Record):
-    id: str
-    text: str
-
-
 def test_a_record_too_large_for_an_item_goes_to_quarantine():
     handler, seams = on_memory(Records(Note, key="id", table="t"))
-    large = json.dumps({"id": "a", "text": "x" * 410_000}).encode()
+    large = json.dumps({"id": "a", "text": "x" * 410_000, "more": {}}).encode()
 
-    handler(unwindowed(records([large, json.dumps({"id": "b", "text": "y"}).encode()])), None)
+    handler(unwindowed(records([large, note("c", "x" * 410_000), note("b", "x" * 400_000)])), None)
 
-    assert [record.reason for record in seams.quarantine.read()] == [Reason.TOO_LARGE]
+    assert [record.reason for record in seams.quarantine.read()] == [Reason.TOO_LARGE] * 2
     assert [item["id"] for item in seams.table.items()] == ["b"]
 
 

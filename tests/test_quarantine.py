@@ -175,6 +175,14 @@ def test_a_prefix_does_not_see_its_neighbour(s3) -> None:
     assert [record.position for record in S3Quarantine(BUCKET, "trips", lambda: s3).read()] == [rejected(0).position]
 
 
+def test_a_quarantine_below_another_ones_prefix_is_not_read_with_it(s3) -> None:
+    outer, inner = S3Quarantine(BUCKET, "outer", lambda: s3), S3Quarantine(BUCKET, "outer/inner", lambda: s3)
+    outer.put(SHARD, [rejected(1)])
+    inner.put(SHARD, [rejected(2)])
+    assert [record.position for record in outer.read()] == [rejected(1).position]
+    assert [record.position for record in inner.read()] == [rejected(2).position]
+
+
 def test_none_keeps_nothing() -> None:
     quarantine = open_quarantine("none")
     assert isinstance(quarantine, NoQuarantine)

@@ -369,6 +369,7 @@ def test_a_count_alone_needs_no_numeric_field():
         (Decimal, "1"),
         (str, 1),
         (Literal["a"], "b"),
+        (Literal[1, 2], True),
     ],
 )
 def test_a_default_that_no_clean_record_could_hold_is_refused(annotation, default):

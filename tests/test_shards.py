@@ -27,7 +27,7 @@ class Kinesis:
 
 
 def test_a_shard_with_a_parent_has_a_range_to_check_and_one_without_has_none():
-    shards = KinesisShards(Kinesis([shard("s-0", 0, 9), shard("s-1", 0, 4, "s-0"), shard("s-2", 5, 9, "s-0")]))
+    shards = KinesisShards(lambda: Kinesis([shard("s-0", 0, 9), shard("s-1", 0, 4, "s-0"), shard("s-2", 5, 9, "s-0")]))
 
     assert shards.within(STREAM, "s-0") is None
     assert shards.within(STREAM, "s-2") == HashRange(5, 9)
@@ -35,7 +35,7 @@ def test_a_shard_with_a_parent_has_a_range_to_check_and_one_without_has_none():
 
 def test_the_shards_are_listed_once_and_again_for_one_that_is_new():
     kinesis = Kinesis([shard("s-0", 0, 9)])
-    shards = KinesisShards(kinesis)
+    shards = KinesisShards(lambda: kinesis)
     for _ in range(3):
         shards.within(STREAM, "s-0")
     assert len(kinesis.calls) == 1
@@ -49,12 +49,12 @@ def test_the_shards_are_listed_once_and_again_for_one_that_is_new():
 def test_an_event_of_an_enhanced_fan_out_consumer_asks_for_its_streams_shards():
     kinesis = Kinesis([shard("s-1", 0, 4, "s-0")])
 
-    assert KinesisShards(kinesis).within(f"{STREAM}/consumer/fast:1700000000", "s-1") == HashRange(0, 4)
+    assert KinesisShards(lambda: kinesis).within(f"{STREAM}/consumer/fast:1700000000", "s-1") == HashRange(0, 4)
     assert kinesis.calls == [{"StreamARN": STREAM}]
 
 
 def test_an_unknown_shard_and_a_refused_listing_say_what_to_do():
     with pytest.raises(ShardUnknown, match="does not name s-9"):
-        KinesisShards(Kinesis([])).within(STREAM, "s-9")
+        KinesisShards(lambda: Kinesis([])).within(STREAM, "s-9")
     with pytest.raises(ShardUnknown, match=r'kinesis:ListShards .* or declare aggregates="keep_all"'):
-        KinesisShards(None).within(STREAM, "s-9")
+        KinesisShards(lambda: None).within(STREAM, "s-9")

@@ -168,11 +168,14 @@ def test_a_fault_that_cannot_meet_the_pipeline_is_told():
 
 
 class Impossible(Record):
-    who: Annotated[str, Length(600)]
+    who: str
+    part: Annotated[Decimal, Range(Decimal("0.1"), Decimal("0.2"))]
 
 
 def test_a_declaration_without_clean_records_is_told():
-    pipeline = Windows(Impossible, key="who", every=timedelta(seconds=1), totals={"n": Count()}, table="t")
+    pipeline = Windows(
+        Impossible, key="who", every=timedelta(seconds=1), totals={"n": Sum("part", decimals=0)}, table="t"
+    )
     with pytest.raises(NoCleanRecord, match="no clean record can be made from the declaration Impossible"):
         pool_of(pipeline.describe(), 3)
 

@@ -117,7 +117,8 @@ def stored(table: Table, key: object) -> list[Item]:
     name = table.keys.partition.name
     if not isinstance(table, DynamoTable):
         return sorted(
-            (item for item in table.items() if item[name] == key), key=lambda item: [*table.keys.of(item).items()]
+            (item for item in table.items() if item[name] == key),
+            key=lambda item: [item[name] for name in table.keys.names],
         )
     found = table.client.query(
         TableName=table.name,
@@ -777,6 +778,17 @@ def test_contention_that_does_not_end_is_a_throttle_of_a_hot_key() -> None:
         table.merge(row(1, least={"low": 5}))
     assert throttled.value.reasons == ("ItemContention",)
     assert throttled.value.hot_key
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "says"),
+    [("version", "1.0", "a whole number"), ("low", "x", "a number"), ("applied#" + SHARD.format(0), 7, "text")],
+)
+def test_an_attribute_that_windlass_did_not_write_is_a_problem_of_the_table(attribute, value, says) -> None:
+    old = item_to_wire({"vendorId": 1, "windowStart": START, attribute: value})
+    table, _ = table_answering(*[error("ConditionalCheckFailedException", Item=old)] * 20)
+    with pytest.raises(TableProblem, match=f"attribute {attribute} of item .* should be {says}; found {value!r}"):
+        table.merge(row(1, least={"low": 5}))
 
 
 THROTTLES = [

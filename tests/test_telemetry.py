@@ -100,6 +100,15 @@ def test_metrics_of_the_users_own_stay_their_own(capsys):
     assert "Received" not in blob
 
 
+def test_a_name_that_is_empty_is_none(capsys):
+    environ = {"POWERTOOLS_SERVICE_NAME": "", "POWERTOOLS_METRICS_NAMESPACE": ""}
+
+    (blob,) = emitted(capsys, Report("s-1"), environ)
+
+    assert blob["service"].startswith("trips-")
+    assert blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Windlass"
+
+
 def test_units_go_with_the_metrics(capsys):
     (blob,) = emitted(capsys, Report("s-1", state_bytes=99))
 

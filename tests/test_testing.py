@@ -348,6 +348,20 @@ def test_an_unknown_shard_is_named(kinesis_lambda):
 # --- pipelines ---------------------------------------------------------------------------------------------------
 
 
+def test_what_is_put_into_a_named_shard_belongs_there(kinesis_lambda):
+    world = kinesis_lambda(taxi())
+    low, high = world.split()
+
+    with pytest.raises(ValueError, match=f"shardId-000000000000 is closed: .* open are {low}, {high}"):
+        world.put({"vendorId": 1, "passengerCount": 1}, shard="shardId-000000000000")
+    for shard in (low, high):
+        place = world.put_aggregate([{"vendorId": 1, "passengerCount": 2}], shard=shard)
+        assert place.shard == shard
+    world.settle()
+
+    assert world.verify().clean == 2
+
+
 def test_a_windows_pipeline_has_its_window_table_and_quarantine(kinesis_lambda):
     world = kinesis_lambda(taxi(), shards=4)
     for number in range(200):

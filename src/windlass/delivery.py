@@ -69,10 +69,13 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class NotDelivered(Exception):
-    """Units that DynamoDB throttled to the end. `throttled` says which (by index), and why."""
+    """Units that DynamoDB throttled to the end. `throttled` says which (by index), and why; the rest as in Delivery."""
 
-    def __init__(self, throttled: Mapping[int, Throttled], of: int, how: str) -> None:
+    def __init__(
+        self, throttled: Mapping[int, Throttled], of: int, how: str, *, rounds: int = 1, retried: int = 0
+    ) -> None:
         self.throttled = dict(throttled)
+        self.rounds, self.retried = rounds, retried
         self.reasons = tuple(sorted({reason for each in throttled.values() for reason in each.reasons}))
         self.hot_key = any(each.hot_key for each in throttled.values())
         super().__init__(f"{len(throttled)} of {of} writes {how} ({', '.join(self.reasons)}): {_ADVICE[self.hot_key]}")
@@ -119,10 +122,11 @@ def deliver(
     while left:
         pause_ms = policy.pause_ms(rounds, random())
         if rounds == policy.attempts:
-            raise SomeThrottled(left, len(units), f"were still throttled after {rounds} attempts")
+            how = f"were still throttled after {rounds} attempts"
+            raise SomeThrottled(left, len(units), how, rounds=rounds, retried=retried)
         if remaining_ms() < pause_ms + policy.margin_ms:
             how = f"were still throttled after {rounds} attempts, with too little of the invocation left"
-            raise SomeThrottled(left, len(units), how)
+            raise SomeThrottled(left, len(units), how, rounds=rounds, retried=retried)
         sleep(pause_ms / 1000)
         again = list(left)
         for index, outcome in zip(again, send([units[index] for index in again]), strict=True):
@@ -203,8 +207,7 @@ def _spread(
         _, pending = wait(futures, return_when=FIRST_EXCEPTION)
         for future in pending:
             future.cancel()
-        wait(pending)
-        failed = [future for future in futures if not future.cancelled() and future.exception()]
+        failed = [future for future in futures if not future.cancelled() and future.exception()]  # waits for each
         answers = [future.result() for future in failed or futures]
     by_index = {
         index: answer

@@ -23,7 +23,6 @@ from windlass.core.aggregate import HashRange
 from windlass.core.event import Call, MalformedEvent, read_event
 from windlass.core.pipeline import Aggregates, Counts, RecordsPlan, WindowsPlan
 from windlass.delivery import (
-    AllThrottled,
     Delivery,
     DeliveryPolicy,
     NotDelivered,
@@ -35,7 +34,7 @@ from windlass.delivery import (
 )
 from windlass.quarantine import Quarantine
 from windlass.shards import Shards
-from windlass.table import ConflictingFlush, Merged, Table
+from windlass.table import Merged, Table
 from windlass.telemetry import Report, Telemetry
 
 # What is left to a call whose context does not say, as when a test calls the handler by hand.
@@ -97,8 +96,6 @@ class _Handler(Generic[Plan]):
             answer = self._answer(call, seams, report, remaining_ms)
         except Exception as error:
             report.failed = type(error).__name__
-            if isinstance(error, NotDelivered):
-                report.throttled += len(error.throttled)
             seams.telemetry.emit(report)
             raise
         seams.telemetry.emit(report)
@@ -113,11 +110,16 @@ class _Handler(Generic[Plan]):
         return seams.shards.within(call.stream_arn, call.shard)
 
     def _deliver(self, units: Any, send: Any, seams: Seams, report: Report, remaining_ms: Remaining) -> Delivery:
-        delivery = deliver(
-            units, send, policy=self._policy, remaining_ms=remaining_ms, sleep=seams.sleep, random=seams.random
-        )
-        report.retry_rounds += delivery.rounds - 1
-        report.throttled += delivery.retried
+        try:
+            delivery = deliver(
+                units, send, policy=self._policy, remaining_ms=remaining_ms, sleep=seams.sleep, random=seams.random
+            )
+        except NotDelivered as error:
+            report.retry_rounds = error.rounds - 1
+            report.throttled = error.retried + len(error.throttled)
+            raise
+        report.retry_rounds = delivery.rounds - 1
+        report.throttled = delivery.retried
         return delivery
 
 
@@ -156,17 +158,17 @@ class RecordsHandler(_Handler[RecordsPlan]):
         step = self.plan.run(call, self._within(call, seams))
         if step.rejected:
             seams.quarantine.put(call.shard, step.rejected)
-        _count(report, step.counts)
         keys = self.plan.key_attributes
         items, came_first = collapse(step.items, lambda item: tuple(item[name] for name in keys))
         try:
             delivery = self._deliver(items, putting(seams.table, seams.executor), seams, report, remaining_ms)
         except SomeThrottled as some:
             # The others are stored. Lambda goes on from the first record that is not, and puts are idempotent.
-            report.throttled += len(some.throttled)
+            first = step.sequences[min(came_first[index] for index in some.indexes)]
+            _count(report, step.counts_before(first))
             report.flushed_rows = len(items) - len(some.throttled)
-            first = min(came_first[index] for index in some.indexes)
-            return {"batchItemFailures": [{"itemIdentifier": step.sequences[first]}]}
+            return {"batchItemFailures": [{"itemIdentifier": first}]}
+        _count(report, step.counts)
         report.flushed_rows = len(delivery.outcomes)
         return {"batchItemFailures": []}
 
@@ -174,6 +176,3 @@ class RecordsHandler(_Handler[RecordsPlan]):
 def _count(report: Report, counts: Counts) -> None:
     report.received, report.clean, report.late = counts.received, counts.clean, counts.late
     report.duplicates, report.rejected = counts.duplicates, counts.rejected
-
-
-__all__ = ["AllThrottled", "ConflictingFlush", "RecordsHandler", "Seams", "SomeThrottled", "WindowsHandler"]

@@ -12,7 +12,7 @@ from windlass.core.schema import DeclarationError, Field, Record
 from windlass.core.totals import Count, Total
 from windlass.delivery import DeliveryPolicy
 from windlass.handler import RecordsHandler, Seams, WindowsHandler
-from windlass.quarantine import open_quarantine
+from windlass.quarantine import QuarantineProblem, open_quarantine
 from windlass.settings import Env, env, resolve
 from windlass.shards import KinesisShards
 from windlass.table import DynamoTable, KeyAttribute, TableKeys
@@ -44,9 +44,9 @@ class Windows:
     (default) leaves them to the KPL, which sends them again; "keep_all" is for producers that never do.
 
     Several streams may add to one table, as when producers move to another stream: items tell their shards apart by
-    stream and id. A stream is read into a table once: what a second declaration would add to the same items passes for
-    already applied. A quarantine tells shards apart by id alone: give each stream a prefix of its own. And verifying
-    reads one stream, so it can only check a table that one stream adds to.
+    region, account, stream and id. A stream is read into a table once: what a second declaration would add to the same
+    items passes for already applied. A quarantine tells shards apart by id alone: give each stream a prefix of its own.
+    And verifying reads one stream, so it can only check a table that one stream adds to.
 
     Raises DeclarationError when the declaration cannot work.
     """
@@ -69,6 +69,7 @@ class Windows:
         _one_of("layout", layout, get_args(Layout))
         _one_of("aggregates", aggregates, get_args(Aggregates))
         _is_a("every", every, timedelta, "a timedelta, like timedelta(seconds=30)")
+        _is_a("coerce", coerce, bool, "True or False")
         _is_a("totals", totals, Mapping, 'names and totals, like {"trips": Count()}')
         _check_seams(table, quarantine, delivery)
         self._declared: dict[str, Any] = {
@@ -170,6 +171,7 @@ class Records:
     ) -> None:
         _one_of("aggregates", aggregates, get_args(Aggregates))
         _check_seams(table, quarantine, delivery)
+        _is_a("coerce", coerce, bool, "True or False")
         self.plan = compile_records(record, key=key, coerce=coerce)
         self.record, self.table, self.quarantine = record, table, quarantine
         self.coerce, self.aggregates = coerce, aggregates
@@ -209,14 +211,18 @@ class Records:
         return _seams(DynamoTable(name, self.table_keys), self.quarantine, self.plan.name)
 
 
-def _seams(table: DynamoTable, quarantine: str | Env, service: str) -> Seams:
+def _kinesis_client() -> Any:
     import boto3
 
+    return boto3.client("kinesis")
+
+
+def _seams(table: DynamoTable, quarantine: str | Env, service: str) -> Seams:
     where = resolve(quarantine, _QUARANTINE_PURPOSE)
     return Seams(
         table,
         open_quarantine(where),
-        KinesisShards(boto3.client("kinesis")),
+        KinesisShards(_kinesis_client),
         PowertoolsTelemetry(service),
         ThreadPoolExecutor(WRITERS, thread_name_prefix="windlass-write"),
     )
@@ -242,6 +248,13 @@ def _describe(field: Field) -> dict[str, Any]:
 def _check_seams(table: object, quarantine: object, delivery: object) -> None:
     _is_a("table", table, str | Env, 'the name of a table, or env("NAME")')
     _is_a("quarantine", quarantine, str | Env, 's3://bucket/prefix, a folder, "none", or env("NAME")')
+    for setting in (table, quarantine):
+        _is_a("the variable that env names", setting.name if isinstance(setting, Env) else "-", str, "a name")
+    if isinstance(quarantine, str):
+        try:
+            open_quarantine(quarantine)  # which creates and calls nothing
+        except QuarantineProblem as error:
+            raise DeclarationError(str(error)) from None
     _is_a("delivery", delivery, DeliveryPolicy | None, "a DeliveryPolicy, or None for the usual one")
 
 

@@ -339,7 +339,11 @@ class S3Quarantine:
         with self._named_problems("s3:ListBucket"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._under(""))
             for page in pages:
-                yield from (item["Key"] for item in page.get("Contents", []) if item["Key"].endswith(".ndjson"))
+                yield from (item["Key"] for item in page.get("Contents", []) if self._is_object(item["Key"]))
+
+    def _is_object(self, key: str) -> bool:
+        """SHARD/NAME.ndjson below the prefix. What lies deeper is another quarantine's."""
+        return key.endswith(".ndjson") and key.removeprefix(self._under("")).count("/") == 1
 
     def _under(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

@@ -254,13 +254,20 @@ def serve(
         call_id.current = request_id
     os.environ["_X_AMZN_TRACE_ID"] = headers.get("lambda-runtime-trace-id", "")
     try:
-        host.answer(request_id, function(event, Context(headers, environ)))
-    except ConnectionError:
-        raise
+        answer = function(event, Context(headers, environ))
     except Exception as error:  # noqa: BLE001 - whatever a function raises is its outcome
-        report = report_of(error, request_id)
-        log_report(report)
-        host.fail(f"/invocation/{request_id}/error", report)
+        _report(host, error, request_id)
+        return
+    try:
+        host.answer(request_id, answer)
+    except Fault as error:
+        _report(host, error, request_id)
+
+
+def _report(host: Host, error: Exception, request_id: str) -> None:
+    report = report_of(error, request_id)
+    log_report(report)
+    host.fail(f"/invocation/{request_id}/error", report)
 
 
 def find_modules(environ: Mapping[str, str]) -> None:

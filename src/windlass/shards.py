@@ -6,6 +6,7 @@ count where they are, and the outsiders count where they are sent again. A shard
 stream: no map of the KPL can be older, so nothing in it needs the check.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from windlass.core.aggregate import HashRange
@@ -30,8 +31,8 @@ class KinesisShards:
     the stream's own ARN is its first part ("RegisterStreamConsumer", Kinesis API Reference).
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, make_client: Callable[[], Any]) -> None:
+        self._make_client = make_client  # costly, and most functions never need it
         self._ranges: dict[tuple[str, str], HashRange | None] = {}
 
     def within(self, stream_arn: str, shard: str) -> HashRange | None:
@@ -61,10 +62,11 @@ class KinesisShards:
 
     def _pages(self, stream_arn: str) -> list[dict[str, Any]]:
         # By hand: ListShards refuses a stream beside NextToken, which is what boto3's paginator sends.
-        page = self._client.list_shards(StreamARN=stream_arn)
+        client = self._make_client()
+        page = client.list_shards(StreamARN=stream_arn)
         shards: list[dict[str, Any]] = page["Shards"]
         while page.get("NextToken"):
-            page = self._client.list_shards(NextToken=page["NextToken"])
+            page = client.list_shards(NextToken=page["NextToken"])
             shards += page["Shards"]
         return shards
 

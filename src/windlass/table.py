@@ -1,8 +1,9 @@
 """The seam to DynamoDB: contributions merge into items, whole items are put. A Protocol, and its DynamoDB form.
 
 Rules of this file:
-- A merge is ONE conditional write. It adds the row's values and sets the fence `applied#<stream>/<shard>` to `through`,
-  under the condition that the fence is absent or less than `first`. When the condition fails, what is stored decides:
+- A merge is ONE conditional write. It adds the row's values and sets the fence `applied#<source>` (the shard, by
+  region, account, stream and id) to `through`, under the condition that the fence is absent or less than `first`. When
+  the condition fails, what is stored decides:
 
     stored fence               | meaning                               | answer
     ---------------------------+---------------------------------------+---------------------------
@@ -166,10 +167,6 @@ class TableKeys(msgspec.Struct, frozen=True):
     def keeps_windows(self) -> bool:
         """Whether every window stays (history), or the newest alone (latest)."""
         return self.sort is not None
-
-    def of(self, item: Mapping[str, Any]) -> Item:
-        """The key of an item."""
-        return {name: item[name] for name in self.names}
 
     def __str__(self) -> str:
         sort = "no sort key" if self.sort is None else f"sort key {self.sort}"
@@ -347,11 +344,16 @@ class _Merge:
         return start is None or start < self.row.window.start
 
     def _text(self, old: Item, attribute: str) -> str | None:
+        text: str | None = self._own(old, attribute, (str,), "text")
+        return text
+
+    def _own(self, old: Item, attribute: str, types: tuple[type, ...], words: str) -> Any:
+        """A stored attribute, of a type that Windlass writes, or None where it is not there."""
         value = old.get(attribute)
-        if value is None or type(value) is str:
+        if value is None or type(value) in types:
             return value
         msg = (
-            f"attribute {attribute} of item {self.key} should be text; found {value!r}, which Windlass did not "
+            f"attribute {attribute} of item {self.key} should be {words}; found {value!r}, which Windlass did not "
             "write: use another table, or delete that item"
         )
         raise TableProblem(msg)
@@ -380,10 +382,11 @@ class _Merge:
 
     def _looked(self, old: Item) -> Item:
         """Minima, maxima and the version, merged with what is stored."""
-        new: Item = {VERSION: old.get(VERSION, 0) + 1}
+        new: Item = {VERSION: (self._own(old, VERSION, (int,), "a whole number") or 0) + 1}
         for values, better in ((self.row.least, min), (self.row.most, max)):
             for name, value in values.items():
-                new[name] = better(value, old[name]) if name in old else value
+                stored = self._own(old, name, (int, Decimal), "a number")
+                new[name] = value if stored is None else better(value, stored)
         return new
 
     def _condition(self, words: _Expression, old: Item | None) -> str:

@@ -86,8 +86,8 @@ class PowertoolsTelemetry:
         from aws_lambda_powertools import Logger
         from aws_lambda_powertools.metrics import EphemeralMetrics
 
-        service = environ.get("POWERTOOLS_SERVICE_NAME", service)
-        namespace = environ.get("POWERTOOLS_METRICS_NAMESPACE", "Windlass")
+        service = environ.get("POWERTOOLS_SERVICE_NAME") or service
+        namespace = environ.get("POWERTOOLS_METRICS_NAMESPACE") or "Windlass"
         self._logger = Logger(service=service)
         self._dimensions = {"service": service}
         # Powertools' Metrics are one for the whole process, and may be the user's.

@@ -208,20 +208,26 @@ class Rehearsal:
     ) -> Place:
         """Put a record: bytes, text, or a mapping that becomes JSON.
 
-        Its shard follows from the partition key, or is named. It arrives now, or at `arrival_ms`: Kinesis' clocks
-        differ, so a record may be stamped a little earlier than the one before it.
+        Its shard follows from the partition key, or is named and open. It arrives now, or at `arrival_ms`: Kinesis'
+        clocks differ, so a record may be stamped a little earlier than the one before it.
         """
-        hash_key = hash_of(UserRecord(key, b"")) if shard is None else self._shard(shard).low
+        hash_key = hash_of(UserRecord(key, b"")) if shard is None else self._open_shard(shard).low
         at_ms = self.now_ms if arrival_ms is None else arrival_ms
         where, place = self.stream.put(hash_key, key, _bytes(data), at_ms, self._random.randint(1, 10**12))
         where.latest_ms = max(where.latest_ms, at_ms)
         return Place(where.id, where.records[place].sequence)
 
     def put_aggregate(
-        self, data: Iterable[bytes | str | Mapping[str, Any]], key: str = "key", *, shard: str | None = None
+        self, data: Iterable[bytes | str | Mapping[str, Any]], key: str | None = None, *, shard: str | None = None
     ) -> Place:
-        """Put several user records in one Kinesis record, as the KPL does."""
-        return self.put(carrier_bytes([UserRecord(key, _bytes(each)) for each in data]), key, shard=shard)
+        """Put several user records in one Kinesis record, as the KPL does.
+
+        Without a key they belong to the shard that is named. With one they belong where it hashes to, which may be
+        another shard: such a carrier the KPL makes after a split.
+        """
+        hash_key = None if shard is None or key is not None else self._open_shard(shard).low
+        carrier = carrier_bytes([UserRecord(key or "key", _bytes(each), hash_key) for each in data])
+        return self.put(carrier, key or "key", shard=shard)
 
     @property
     def shards(self) -> list[str]:
@@ -249,6 +255,13 @@ class Rehearsal:
             msg = f"there is no shard {shard_id!r}; there are {', '.join(self.stream.shards)}"
             raise ValueError(msg)
         return self.stream.shards[shard_id]
+
+    def _open_shard(self, shard_id: str) -> Shard:
+        shard = self._shard(shard_id)
+        if shard.closed:
+            msg = f"{shard_id} is closed: nothing can be put into it; open are {', '.join(self.shards)}"
+            raise ValueError(msg)
+        return shard
 
     def _note_range(self, *shard_ids: str) -> None:
         for shard_id in shard_ids:
@@ -376,7 +389,8 @@ class Rehearsal:
     def verify(self) -> Verdict:
         """Compare the table with the stream read a second time, as `windlass verify` does.
 
-        Raises AssertionError with the differences. The windows must be closed: settle() first.
+        Raises AssertionError with the differences, CannotVerify for `Records`, which have no totals. The windows must
+        be closed: settle() first.
         """
         self._needs_pipeline("table to verify")
         assert self._pipeline is not None

@@ -17,7 +17,7 @@ _OWN = ("windowStart", "windowEnd", "version")
 def item_view(item: Mapping[str, Any], key: str, totals: Sequence[str] | None, every_ms: int, stream: str) -> Item:
     """An item of plain values. `totals` None: every other attribute that is a number.
 
-    Shards of `stream` go by their ids, those of other streams by stream and id.
+    Shards of `stream` go by their ids, those of other streams by region, account, stream and id.
     """
     named = [name for name in item if name != key and name not in _OWN and not name.startswith(FENCE)]
     if totals is None:
@@ -29,9 +29,18 @@ def item_view(item: Mapping[str, Any], key: str, totals: Sequence[str] | None, e
         window_start_ms=start_ms,
         window_end_ms=moment_ms(item.get("windowEnd")) or (start_ms + every_ms if start_ms else None),
         totals={name: text_of(item[name]) for name in totals if name in item},
-        shards={name.removeprefix(f"{stream}/"): through for name, through in fences.items()},
+        shards=_by_shard(fences, stream),
         others={name: text_of(item[name]) for name in named if name not in totals},
     )
+
+
+def _by_shard(fences: Mapping[str, str], stream: str) -> dict[str, str]:
+    """Under short names, unless two streams of that name in several places would share them."""
+    short = {}
+    for name, through in fences.items():
+        source, _, shard = name.rpartition("/")
+        short[shard if source.rpartition(":")[2] == stream else name] = through
+    return short if len(short) == len(fences) else dict(fences)
 
 
 def text_of(value: Any) -> str:

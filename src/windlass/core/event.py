@@ -49,12 +49,12 @@ class Call(msgspec.Struct):
 
     @property
     def source(self) -> str:
-        """The shard, told apart from the shards of other streams, whose ids are the same: `input-stream/shardId-0…`.
+        """The shard, told apart from other streams' shards, whose ids are the same: `REGION:ACCOUNT:STREAM/SHARD`.
 
-        The stream's name is in its ARN, and in that of an enhanced fan-out consumer (`…:stream/NAME/consumer/…`).
+        The rest is in the stream's ARN, and in that of an enhanced fan-out consumer (`…:stream/STREAM/consumer/…`).
         """
-        stream = self.stream_arn.partition(":stream/")[2].partition("/")[0]
-        return f"{stream}/{self.shard}" if stream else self.shard
+        place, _, stream = self.stream_arn.partition(":stream/")
+        return f"{place.partition(':kinesis:')[2]}:{stream.partition('/')[0]}/{self.shard}" if stream else self.shard
 
     def __post_init__(self) -> None:
         self.ascii = all(map(bytes.isascii, self.payloads))

@@ -16,9 +16,10 @@ from windlass.core.aggregate import HashRange
 from windlass.core.batch import Batch, batch_of, drop_duplicates, drop_kept, drop_late
 from windlass.core.event import Call, MalformedEvent
 from windlass.core.fold import STATE_BYTES_MAX, Folder, KeyPart, Segment
+from windlass.core.position import position
 from windlass.core.rejected import Reason, Rejected
 from windlass.core.schema import DeclarationError, Field, Record, Schema, check_defaults, fields_of
-from windlass.core.totals import Count, Mean, Sum, Total, columns_of
+from windlass.core.totals import DIGITS_MAX, HEADROOM_DIGITS, Count, Mean, Sum, Total, columns_of
 
 Aggregates = Literal["keep_insiders", "keep_all"]
 
@@ -118,6 +119,16 @@ class ItemStep(msgspec.Struct):
     sequences: list[str]
     rejected: list[Rejected]
     counts: Counts
+
+    def counts_before(self, sequence: str) -> Counts:
+        """Of the records before a Kinesis record, from which on Lambda sends all again."""
+        place = position(sequence)
+        clean = sum(position(each) < place for each in self.sequences)
+        rejected: dict[str, int] = {}
+        for record in self.rejected:
+            if record.position < place:
+                rejected[record.reason.value] = rejected.get(record.reason.value, 0) + 1
+        return Counts(clean + sum(rejected.values()), clean, rejected=rejected)
 
 
 class RecordsPlan(msgspec.Struct, frozen=True):
@@ -341,7 +352,7 @@ def _check_totals(
                 raise DeclarationError(msg)
             if column.attribute in taken:
                 msg = (
-                    f"totals {taken[column.attribute]} and {name!r} are both stored as {column.attribute!r}: rename one"
+                    f"{taken[column.attribute]} and total {name!r} are both stored as {column.attribute!r}: rename one"
                 )
                 raise DeclarationError(msg)
             taken[column.attribute] = f"total {name!r}"
@@ -385,11 +396,14 @@ def _limit_key(fields: dict[str, Field], part: KeyPart, longest: int) -> None:
             )
             raise DeclarationError(msg)
     if field.type == "str":
-        fields[part.name] = msgspec.structs.replace(
-            field,
-            min_length=max(1, field.min_length or 0),
-            max_length=min(longest, longest if field.max_length is None else field.max_length),
+        low, high = (
+            max(1, field.min_length or 0),
+            min(longest, longest if field.max_length is None else field.max_length),
         )
+        if low > high:
+            msg = f"key field {part.name} has a Length that no key can have: DynamoDB takes 1 to {longest} characters"
+            raise DeclarationError(msg)
+        fields[part.name] = msgspec.structs.replace(field, min_length=low, max_length=high)
 
 
 def _mark_exact(fields: dict[str, Field], total: Total) -> None:
@@ -398,6 +412,13 @@ def _mark_exact(fields: dict[str, Field], total: Total) -> None:
     field = fields[total.field]
     if isinstance(total, Sum | Mean):
         decimals = min(total.decimals, total.decimals if field.decimals is None else field.decimals)
+        limit = 10 ** (DIGITS_MAX - HEADROOM_DIGITS - decimals)
+        if (field.low is not None and field.low >= limit) or (field.high is not None and field.high <= -limit):
+            msg = (
+                f"{total.field} has a Range of which nothing could be summed: with {decimals} decimals a value has at "
+                f"most {len(str(limit)) - 1} digits before them; declare fewer, like Sum({total.field!r}, decimals=2)"
+            )
+            raise DeclarationError(msg)
         fields[total.field] = msgspec.structs.replace(field, decimals=decimals)
     else:
         fields[total.field] = msgspec.structs.replace(field, stored=True)

@@ -6,7 +6,7 @@ Rules of this file:
     int      a JSON number without fraction or exponent, within signed 64 bits
     float    a JSON number; its value is the decimal that its shortest text says, below 1E+126
     Decimal  a JSON number, taken digit by digit: at most 38 digits, as DynamoDB holds them
-    bool, str, Literal of strings or whole numbers, nested Record, and `| None` on each of them
+    bool, str, Literal of strings or whole numbers, and `| None` on each of them; and nested Record, which must be there
 - With coerce, a string which without surrounding spaces and tabs is a JSON number is that number.
 - Decoding answers a record or a `Fault`. It never raises because of bytes.
 - The struct that msgspec decodes into is built here, not the declared class: that leaves room for what one
@@ -24,7 +24,7 @@ from functools import partial
 from itertools import repeat
 from math import isfinite, nextafter
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -32,6 +32,7 @@ from windlass.core.rejected import Reason
 from windlass.core.totals import DIGITS_MAX, EXACT, HEADROOM_DIGITS
 
 INT_LOW, INT_HIGH = -(2**63), 2**63 - 1
+LENGTH_END = 2**31  # more than a Kinesis record holds, and less than what msgspec counts
 # DynamoDB's number range, "Supported data types and naming rules in Amazon DynamoDB".
 MAGNITUDE_LOW, MAGNITUDE_END = Decimal("1E-130"), Decimal("1E+126")
 _FLOAT_HIGH = nextafter(1e126, 0)
@@ -41,7 +42,15 @@ class DeclarationError(TypeError):
     """A declaration that cannot work, found when it is made. The message says what to do."""
 
 
-class Record(msgspec.Struct, kw_only=True):
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
+class _RecordType(msgspec.StructMeta):
+    """JSON members have no order, so a field with a default may stand before one without."""
+
+    def __new__(cls, *parts: Any, **options: Any) -> Any:
+        return super().__new__(cls, *parts, **({"kw_only": True} | options))
+
+
+class Record(msgspec.Struct, metaclass=_RecordType):
     """Base of your record types: `class Trip(Record): vendorId: int`.
 
     Field names are the JSON member names; `field(name="vendor_id")` renames one. Members that are not declared
@@ -60,7 +69,7 @@ class Range(msgspec.Struct, frozen=True):
             msg = "Range() without bounds says nothing: give a low, a high, or both"
             raise DeclarationError(msg)
         for bound in (self.low, self.high):
-            if bound is not None and not (type(bound) in (int, float, Decimal) and isfinite(bound)):
+            if bound is not None and not (type(bound) is int or (type(bound) in (float, Decimal) and isfinite(bound))):
                 msg = f"the bounds of a Range are finite numbers, or None for an open end; found {bound!r}"
                 raise DeclarationError(msg)
         if self.low is not None and self.high is not None and self.low > self.high:
@@ -75,8 +84,8 @@ class Length(msgspec.Struct, frozen=True):
     high: int | None = None
 
     def __post_init__(self) -> None:
-        if not (type(self.low) is int and (self.high is None or type(self.high) is int)):
-            msg = f"a Length has whole numbers of characters; found {self}"
+        if not all(type(end) is int and end < LENGTH_END for end in (self.low, self.high or 0)):
+            msg = f"a Length has whole numbers of characters, below 2**31; found {self}"
             raise DeclarationError(msg)
         if not 0 <= self.low <= (self.low if self.high is None else self.high):
             msg = f"{self} fits no text: the low bound comes first, and is 0 or more"
@@ -141,7 +150,7 @@ def _walk(
     _check_options(record)
     try:
         hints = get_type_hints(record, include_extras=True)
-    except NameError as error:
+    except (NameError, SyntaxError) as error:
         msg = f"{record.__name__}: an annotation names what is not there ({error}); define it before, in the module"
         raise DeclarationError(msg) from None
     for info in msgspec.structs.fields(record):
@@ -194,7 +203,8 @@ def _check_default(field: Field, factory: Any, where: str) -> None:
     """A default stands for a value of a clean record: another type, or no finite number, would fail at the flush."""
     if field.type == "object" or (field.default is None and factory is msgspec.NODEFAULT):
         return
-    fits = type(field.default) in _DEFAULTS.get(field.type, ()) or field.default in (field.choices or ())
+    same = [choice for choice in field.choices or () if type(choice) is type(field.default)]
+    fits = type(field.default) in _DEFAULTS.get(field.type, ()) or field.default in same
     if fits and field.type in _NUMBERS:
         fits = Decimal(repr(field.default) if type(field.default) is float else field.default).is_finite()
     if not fits:
@@ -224,15 +234,20 @@ def _unwrap(annotation: Any, where: str) -> tuple[Any, list[Any], bool]:
 def _type_name(base: Any, where: str) -> str:
     if base in _TYPES:
         return _TYPES[base]
-    if get_origin(base) is Literal and all(type(choice) in (str, int) for choice in get_args(base)):
+    if get_origin(base) is Literal and all(map(_is_choice, get_args(base))):
         return "choice"
     if isinstance(base, type) and issubclass(base, Record):
         return "object"
     msg = (
-        f"{where}: {base!r} is not a type that a record can declare. Use int, float, Decimal, str, bool, Literal "
-        "or a nested Record, or leave the field out: members that are not declared are ignored"
+        f"{where}: {base!r} is not a type that a record can declare. Use int, float, Decimal, str, bool, a Literal of "
+        "strings or whole numbers of 64 bits, or a nested Record, or leave the field out: members that are not "
+        "declared are ignored"
     )
     raise DeclarationError(msg)
+
+
+def _is_choice(choice: Any) -> bool:
+    return type(choice) is str or (type(choice) is int and INT_LOW <= choice <= INT_HIGH)
 
 
 def _constrain(field: Field, notes: Sequence[Any], where: str) -> Field:

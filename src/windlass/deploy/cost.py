@@ -24,7 +24,7 @@ CALL_MS = 4.0
 WRITE_MS = 6.0
 """One write to DynamoDB, of which 16 go at a time. Assumed."""
 CORE_MB = 1769
-FENCE_BYTES = 109  # applied#input-stream/shardId-000000000000 and a position
+FENCE_BYTES = 132  # applied#us-east-1:123456789012:input-stream/shardId-000000000000 and a position
 ITEM_BYTES = 200  # keys, window, a few totals
 BATCH_BYTES_MAX = 6 * 1024 * 1024
 EVENT_BYTES = 620  # what an event says about a record besides its data

@@ -141,7 +141,7 @@ class Demo:
         seams = Seams(
             DynamoTable(TABLE, self.pipeline.table_keys, endpoint_url=self.endpoint_url, region=REGION),
             self.quarantine(),
-            KinesisShards(self.clients["kinesis"]),
+            KinesisShards(lambda: self.clients["kinesis"]),
             self.watch,
             ThreadPoolExecutor(WRITERS),
         )
