@@ -157,6 +157,33 @@ def test_the_state_is_never_larger_than_its_bound(values):
         assert len(encoded.encode()) <= step.open.bytes_bound <= 20_000
 
 
+class Priced(Record):
+    price: Decimal
+    lot: Decimal
+
+
+@pytest.mark.parametrize("key", ["price", ["price", "lot"]])
+@pytest.mark.parametrize("text", ["-9.9e125", "1e-130", "-0." + "0" * 91 + "1" * 38, "9" * 38])
+def test_the_bound_holds_for_numbers_as_keys(key, text):
+    plan = compile_windows(Priced, key=key, every_s=30, totals={"n": Count()})
+    data = f'{{"price": {text}, "lot": {text}}}'.encode()
+    open_ = plan.run(Call(SHARD, "", [str(10**55)], [START_S + 1.0], [data], window=WINDOW), None).open
+    empty = len(json.dumps(plan.folder.encode(open_) | {"rows": []}))
+
+    assert len(json.dumps(plan.folder.encode(open_))) - empty <= open_.bytes_bound - plan.folder.frame_bytes
+    assert empty <= plan.folder.frame_bytes
+
+
+def test_decimal_keys_are_written_in_full_digits():
+    plan = compile_windows(Priced, key=["price", "lot"], every_s=30, totals={"n": Count()})
+    data = b'{"price": 1e20, "lot": 2.50}'
+    open_ = plan.run(Call(SHARD, "", [str(10**55)], [START_S + 1.0], [data], window=WINDOW), None).open
+
+    (row,) = plan.folder.contributions(open_, "s/shardId-0", WINDOW)
+
+    assert row.key == {"price#lot": "100000000000000000000#2.5"}
+
+
 def test_numbers_beyond_2_to_the_53_cross_the_state_unharmed():
     plan = compile_windows(Reading, key="device", every_s=30, totals={"sum": Sum("value")})
     segment = Segment(plan.folder.columns, "0", "1", {"a": [2**60 + 1]})

@@ -113,8 +113,9 @@ class ConflictingFlush(Exception):
     def __init__(self, item: Mapping[str, KeyValue], source: str, stored: str, first: str, through: str) -> None:
         super().__init__(
             f"item {dict(item)} already covers {source} through {stored}, inside the segment {first} to {through}: "
-            "nothing was written. Two functions flush this shard into one table, or a deployment changed where "
-            "segments are cut; give each function its own table"
+            "nothing was written. Either two functions flush this shard into one table, and each needs its own; or a "
+            "deployment in mid-window changed totals, fields or limits and the window came again: into a new table it "
+            "goes whole"
         )
         self.item, self.source, self.stored, self.first, self.through = dict(item), source, stored, first, through
 
