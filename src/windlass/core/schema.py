@@ -18,9 +18,8 @@ import re
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from functools import partial
+from functools import cache, partial
 from itertools import repeat
 from math import isfinite, nextafter
 from operator import attrgetter
@@ -489,8 +488,9 @@ class _Finish(msgspec.Struct, frozen=True):
 
     owner: Callable[[Any], Any] | None  # from a record to the nested one that has the field
     name: str
+    coerce: bool
     read: Callable[[str], Any]  # a value, or a Fault
-    read_usual: Callable[[list[str]], list[Any] | None] | None = None  # many at once, or None for `read` to take them
+    read_usual: Callable[[list[str]], dict[str, Any]] | None = None  # many numbers at once, or nothing of them
 
     def apply(self, records: Sequence[Any]) -> dict[int, Fault]:
         """Finish the field in each record, in place. The faults by index."""
@@ -503,24 +503,43 @@ class _Finish(msgspec.Struct, frozen=True):
             values = [str(value, "utf-8") if type(value) is msgspec.Raw else value for value in values]
         elif str not in kinds:
             return {}
-        texts = [value for value in set(values) if type(value) is str]
-        found = (self.read_usual(texts) if self.read_usual else None) or list(map(self.read, texts))
-        finals = dict(zip(texts, found, strict=True))
+        finals = self._read_each([value for value in set(values) if type(value) is str])
         values = list(map(finals.get, values, values))  # what is no text stays
         for struct, value in zip(structs, values, strict=True):
             setattr(struct, self.name, value)
-        if Fault in map(type, found):
+        if Fault in map(type, finals.values()):
             return {index: value for index, value in enumerate(values) if type(value) is Fault}
         return {}
+
+    def _read_each(self, texts: list[str]) -> dict[str, Any]:
+        finals: dict[str, Any] = {}
+        if self.read_usual:
+            together = "".join(texts)
+            if "n" in together or '"' in together:  # null, and numbers in strings
+                numbers = {text: number for text in texts if (number := self._number_of(text))}
+                found = self.read_usual(list(numbers.values()))
+                finals = {text: found[number] for text, number in numbers.items()} if found else {}
+            else:
+                finals = self.read_usual(texts)
+        if len(finals) < len(texts):
+            finals |= {text: self.read(text) for text in texts if text not in finals}
+        return finals
+
+    def _number_of(self, json_text: str) -> str:
+        """The number that it is, or that it is with coerce; empty where it is none, or not plainly one."""
+        if json_text[0] in _NUMBER_STARTS:
+            return json_text
+        number = _JSON_NUMBER.fullmatch(json_text[1:-1].strip(" \t")) if self.coerce and json_text[0] == '"' else None
+        return number[0] if number else ""
 
 
 def _finish_of(field: Field, *, coerce: bool) -> _Finish | None:
     parent, _, name = field.attribute.rpartition(".")
     owner = attrgetter(parent) if parent else None
     if _is_exact(field):
-        return _Finish(owner, name, _reader(field, coerce=coerce), _usual_reader(field))
+        return _Finish(owner, name, coerce, _reader(field, coerce=coerce), _usual_reader(field))
     if coerce and _is_coerced(field):
-        return _Finish(owner, name, partial(_number_in_text, field=field))
+        return _Finish(owner, name, coerce, partial(_number_in_text, field=field))
     return None
 
 
@@ -538,7 +557,7 @@ def _reader(field: Field, *, coerce: bool) -> Callable[[str], Any]:
     """From the JSON of an exact field's value to the value."""
 
     def read(json_text: str) -> Any:
-        if json_text[0] in "-0123456789":
+        if json_text[0] in _NUMBER_STARTS:
             number = _number_in_text(json_text, field)
         elif json_text[0] == '"' and coerce:
             number = _number_in_text(json.loads(json_text), field)
@@ -551,31 +570,32 @@ def _reader(field: Field, *, coerce: bool) -> Callable[[str], Any]:
     return read
 
 
+_NUMBER_STARTS = frozenset("-0123456789")
 DOUBLE_DIGITS = 15
 """A decimal of so many digits is the shortest text of the double next to it, so it need not be taken there and back."""
 
 
-def _usual_reader(field: Field) -> Callable[[list[str]], list[Any] | None]:
-    """The same for a column of usual numbers, in C loops. None where one of them is unusual, or at fault."""
-    quantum, low, high = _quantum(field), field.low, field.high
+def _usual_reader(field: Field) -> Callable[[list[str]], dict[str, Any]]:
+    """The same for a column of usual numbers, in C loops. Nothing where one of them is unusual, or at fault."""
+    quantum, low, high = _quantum(field.decimals), field.low, field.high
 
-    def read(texts: list[str]) -> list[Any] | None:
+    def read(texts: list[str]) -> dict[str, Any]:
         if field.type == "float":
             together = "".join(texts)
-            if max(map(len, texts)) > DOUBLE_DIGITS or "e" in together or "E" in together:
-                return None
+            if max(map(len, texts), default=0) > DOUBLE_DIGITS or "e" in together or "E" in together:
+                return {}
         try:
             numbers = list(map(Decimal, texts))  # a text is JSON: if Decimal takes it, then it is a number
-            if low is not None or high is not None:
+            if texts and (low is not None or high is not None):
                 compared: list[Any] = list(map(float, texts)) if field.type == "float" else numbers
                 if (low is not None and min(compared) < low) or (high is not None and max(compared) > high):
-                    return None
+                    return {}
             if quantum is not None:
                 deque(map(_SUMMED.quantize, numbers, repeat(quantum)), maxlen=0)
             numbers = [EXACT.normalize(number) if number else _ZERO for number in numbers]
         except (Inexact, InvalidOperation):
-            return None
-        return numbers if quantum is not None or all(map(_is_stored, numbers)) else None
+            return {}
+        return dict(zip(texts, numbers, strict=True)) if quantum is not None or all(map(_is_stored, numbers)) else {}
 
     return read
 
@@ -585,9 +605,13 @@ _SUMMED = Context(prec=DIGITS_MAX - HEADROOM_DIGITS, traps=[Inexact, InvalidOper
 """Quantizing in it raises where a number is off the grid, or too long to be summed."""
 
 
-def _quantum(field: Field) -> Decimal | None:
+@cache
+def _quantum(decimals: int | None) -> Decimal | None:
     """The grid that a summed field's values lie on."""
-    return None if field.decimals is None else Decimal(1).scaleb(-field.decimals)
+    return None if decimals is None else Decimal(1).scaleb(-decimals)
+
+
+_SUMMED_ROOM = "; what is summed has at most {decimals} decimals and {whole_digits} digits before them (see decimals=)"
 
 
 def _settled(value: Any, field: Field) -> Any:
@@ -596,16 +620,18 @@ def _settled(value: Any, field: Field) -> Any:
     if not number:
         return _ZERO
     room = "; DynamoDB holds 38 digits between 1E-130 and 1E+126"
-    with suppress(Inexact, InvalidOperation):
+    try:
         number = EXACT.normalize(number)
         if _is_stored(number):
-            quantum = _quantum(field)
+            room = _SUMMED_ROOM
+            quantum = _quantum(field.decimals)
             if quantum is not None:
-                whole_digits = _SUMMED.prec - (field.decimals or 0)
-                room = f"; what is summed has at most {field.decimals} decimals and {whole_digits} digits before them"
                 _SUMMED.quantize(number, quantum)
             return number
-    return _out_of_range(str(value), field, room)
+    except (Inexact, InvalidOperation):
+        pass
+    decimals = field.decimals or 0
+    return _out_of_range(str(value), field, room.format(decimals=decimals, whole_digits=_SUMMED.prec - decimals))
 
 
 def _is_stored(number: Decimal) -> bool:
