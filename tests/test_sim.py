@@ -2,8 +2,10 @@
 
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from windlass import Count, Length, Max, Mean, Min, Range, Record, Records, Sum, Windows
+from windlass import Count, Length, Max, Mean, Min, Range, Record, Records, Sum, Windows, field
 from windlass.apps import load_app
 from windlass.commands import simulate as command
 from windlass.core.schema import Fault
@@ -190,6 +192,47 @@ def test_the_command_says_in_one_line_what_it_cannot_do(app, faults, said):
     assert out.getvalue() == ""
     assert len(err.getvalue().splitlines()) == 1
     assert said in err.getvalue()
+
+
+class Place(Record):
+    id: str = field(name="ID")
+
+
+class Renamed(Record):
+    merchant: str = field(name="merchant_id")
+    place: Place = field(name="at")
+    n: int
+
+
+def test_keys_of_fields_that_json_names_otherwise_are_simulated():
+    totals = {"sum": Sum("n"), "count": Count()}
+    pipeline = Windows(Renamed, key=["merchant", "place.id"], every=timedelta(seconds=5), totals=totals, table="t")
+
+    assert_exact(pipeline, runs=2, records=60)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_the_runs_and_tells_of_those_that_were_made(processes, monkeypatch):
+    def interrupt(done):
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def interrupting(options, err):
+        yield interrupt
+
+    monkeypatch.setattr(command, "_progress", interrupting)
+    others = multiprocessing.active_children()
+    out, err = io.StringIO(), io.StringIO()
+    options = command.Options(app=APP, runs=1000, records=20, shards=1, processes=processes, json=True)
+
+    assert command.run(options, out, err) == 130
+
+    told = json.loads(out.getvalue().splitlines()[-1])
+    assert told["interrupted"] is True
+    assert told["runs"] < 1000
+    assert err.getvalue().startswith("interrupted; of the runs that had been made:")
+    assert multiprocessing.active_children() == others
 
 
 def test_the_command_ends_with_one_json_object():

@@ -36,7 +36,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) -> int:
-    """Simulate and show. Exit status: 0 every run was exact, 1 one was not, 2 nothing could be simulated."""
+    """Simulate and show. Exit status: 0 every run was exact, 1 one was not, 2 nothing could be simulated.
+
+    After Ctrl-C 130, unless a run had not been exact.
+    """
     out, err = out or sys.stdout, err or sys.stderr
     try:
         pipeline = load_app(options.app)
@@ -61,10 +64,12 @@ def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) 
         show_failure(options, first, shrink(pipeline, first, seconds=options.shrink_s), shown)
     if options.json:
         print(json.dumps(msgspec.to_builtins(summary)), file=out)
-    return 1 if summary.failing_seeds else 0
+    return 1 if summary.failing_seeds else 130 if summary.interrupted else 0
 
 
 def _show(summary: Summary, out: TextIO) -> None:
+    if summary.interrupted:
+        print("interrupted; of the runs that had been made:", file=out)
     print(f"{summary.runs:,} runs, {summary.records:,} records, {summary.records_per_second:,} a second", file=out)
     counted = [f"{name} {count:,}" for name, count in summary.faults.items()]
     for start in range(0, len(counted), FAULTS_A_LINE):

@@ -224,11 +224,10 @@ class Checker:
         return toll
 
     def _stored(self, table: WorldTable, count: str) -> dict[tuple[Any, int], int]:
-        names = [".".join(path) for path in self._key]
-        attribute = self._description["key_attribute"]
+        names = self._description["key_attribute"].split("#")  # which are not always the JSON's names
         return {
             (
-                tuple(item[name] for name in names) if len(names) > 1 else (item[attribute],),
+                tuple(item[name] for name in names),
                 int(datetime.fromisoformat(item["windowStart"]).timestamp()) * 1000,
             ): item.get(count, 0)
             for item in table.items()

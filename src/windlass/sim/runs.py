@@ -6,6 +6,9 @@ the same for any number of processes.
 
 import gc
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +39,8 @@ class Summary(msgspec.Struct):
     failing_seeds: list[int] = []
     violations: dict[str, int] = {}
     """How many runs broke which invariant first."""
+    interrupted: bool = False
+    """By Ctrl-C: the rest is of the runs that had been made."""
 
     def add(self, result: Result) -> None:
         """One more run."""
@@ -102,11 +107,14 @@ def run_many(
     """
     summary = Summary(faults=dict.fromkeys(options.faults, 0))
     begun = time.perf_counter()
-    for result in _results(pipeline, options, runs, app, processes, progress):
-        summary.add(result)
-        progress(summary.runs)
-        if stop_at_failure and result.violation:
-            break
+    try:
+        for result in _results(pipeline, options, runs, app, processes, progress):
+            summary.add(result)
+            progress(summary.runs)
+            if stop_at_failure and result.violation:
+                break
+    except KeyboardInterrupt:
+        summary.interrupted = True
     summary.records_per_second = round(summary.records / max(1e-9, time.perf_counter() - begun))
     return summary
 
@@ -124,8 +132,17 @@ def _results(
     # A process of its own for each core, started afresh: a fork would take the parent's threads and locks along.
     context = multiprocessing.get_context("spawn")
     chunk = max(1, min(20, runs // (processes * 4)))
-    with ProcessPoolExecutor(processes, context, initializer=_enter, initargs=(app,)) as executor:
+    others = multiprocessing.active_children()
+    executor = ProcessPoolExecutor(processes, context, initializer=_enter, initargs=(app,))
+    try:
         yield from executor.map(_run_here, seeded, chunksize=chunk)
+    except BaseException:  # Ctrl-C, or whoever asked has heard enough: what is under way need not be waited for
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _here: Any = None
@@ -133,7 +150,16 @@ _here: Any = None
 
 def _enter(app: str) -> None:
     global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _here = load_app(app)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_here(options: Options) -> Result:
