@@ -1,8 +1,10 @@
 """Records from files: the trips' own columns, any CSV with a header, NDJSON; and what a broken row says."""
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -57,12 +59,36 @@ def test_trips_of_a_file_are_written_in_a_dialect(tmp_path, dialect):
     assert int(json.loads(record.data)["passengerCount"]) == 2
 
 
-def test_any_other_csv_becomes_objects_whose_numbers_stay_numbers(tmp_path):
-    path = file(tmp_path, 'city,amount,code,note\nBasel,1.50,007,"a, b"\nBern,-2e3,7,\n')
-    first, second = read(path)
-    assert first.data == b'{"city":"Basel","amount":1.50,"code":"007","note":"a, b"}'
-    assert second.data == b'{"city":"Bern","amount":-2e3,"code":7}'
-    assert (first.key, second.key) == ("Basel", "Bern")
+def test_any_other_csv_becomes_objects_each_column_of_one_kind(tmp_path):
+    path = file(tmp_path, 'city,amount,code,paid,note\nBasel,1.50,007,true,"a, b"\nBern,-2e3,7,,\nChur,,8,false,5\n')
+    rows = list(read(path))
+    assert [row.data for row in rows] == [
+        b'{"city":"Basel","amount":1.50,"code":"007","paid":true,"note":"a, b"}',
+        b'{"city":"Bern","amount":-2e3,"code":"7"}',
+        b'{"city":"Chur","code":"8","paid":false,"note":"5"}',
+    ]
+    assert [row.key for row in rows] == ["Basel", "Bern", "Chur"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_columns_may_be_parted_by_other_marks(tmp_path, mark):
+    (record,) = read(file(tmp_path, f"city{mark}amount\nBasel, BS{mark}2\n"))
+    assert record.data == b'{"city":"Basel, BS","amount":2}'
+
+
+def test_what_cannot_be_read_twice_is_read_cell_by_cell(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writing = Thread(target=path.write_text, args=("city,code\nBasel,007\nBern,7\n",))
+    writing.start()
+    rows = list(read(path))
+    writing.join()
+    assert [row.data for row in rows] == [b'{"city":"Basel","code":"007"}', b'{"city":"Bern","code":7}']
+
+
+def test_an_array_of_objects_is_not_taken_for_one_record(tmp_path):
+    with pytest.raises(UnreadableFile, match="holds a JSON array; a record is a line"):
+        list(read(file(tmp_path, '[{"id": 1}, {"id": 2}]', "rows.json")))
 
 
 def test_numbers_keep_every_digit(tmp_path):

@@ -38,6 +38,15 @@ class DialectName(StrEnum):
     MIXED = "mixed"
 
 
+CsvOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file to send instead of drawn trips: NDJSON line by line, or a CSV's rows as objects (columns of "
+        "numbers as numbers, empty cells left out). The partition key is the field id, else the first column."
+    ),
+]
+
+
 @app.command()
 def produce(
     stream: Annotated[str, typer.Option(help="The stream's name.")],
@@ -56,7 +65,7 @@ def produce(
         bool, typer.Option("--aggregate/--plain", help="Pack records as the KPL does, or put each alone.")
     ] = False,
     unclean: Annotated[float, typer.Option(min=0, max=1, help="The share of records to spoil.")] = 0.0,
-    csv: Annotated[Path | None, typer.Option(help="A CSV or NDJSON file to send instead of drawn trips.")] = None,
+    csv: CsvOption = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin the file again when it ends.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the counts as one JSON object, on the last line.")
@@ -188,9 +197,12 @@ def demo(
     aggregate: Annotated[
         bool, typer.Option("--aggregate/--plain", help="Pack records as the KPL does, or put each alone.")
     ] = False,
-    unclean: Annotated[float, typer.Option(min=0, max=1, help="The share of records to spoil.")] = 0.03,
+    unclean: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="The share of records to spoil: 0.03 of drawn trips, 0 of a file."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same records.")] = 7,
-    csv: Annotated[Path | None, typer.Option(help="A CSV or NDJSON file to send instead of drawn trips.")] = None,
+    csv: CsvOption = None,
     console: Annotated[bool, typer.Option("--console", help="Show it in a browser while it runs.")] = False,
     console_port: Annotated[int, typer.Option(min=0, max=65535, help="Where; 0 for a free port.")] = 0,
     hold: Annotated[bool, typer.Option("--hold", help="Go on after the verdict, until Ctrl-C.")] = False,

@@ -43,10 +43,14 @@ QUARANTINE = f"s3://{BUCKET}/rejected"
 GRACE_MS = 500
 """How long after its end a quiet window is closed: Lambda takes up to two minutes, nobody wants to watch that."""
 SETTLE_S = 120.0
+UNCLEAN = 0.03
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. `every_s` None is the pipeline's own window; `for_s` None ends with the file."""
+    """What to run. `every_s` None is the pipeline's own window; `for_s` None ends with the file.
+
+    `unclean` None spoils some of the drawn trips, and none of a file's records.
+    """
 
     every_s: int | None = None
     for_s: float | None = 20.0
@@ -54,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 2000.0
     dialect: str = "mixed"
     aggregate: bool = False
-    unclean: float = 0.03
+    unclean: float | None = None
     seed: int = 7
     csv: Path | None = None
 
@@ -155,7 +159,9 @@ class Demo:
         """Put records until the time is over, the file ends, or `stop` is set."""
         options = self._options
         end = None if options.for_s is None else time.monotonic() + options.for_s
-        source = records(seed=options.seed, dialect=options.dialect, unclean=options.unclean, csv=options.csv)
+        usual = UNCLEAN if options.csv is None else 0.0
+        unclean = usual if options.unclean is None else options.unclean
+        source = records(seed=options.seed, dialect=options.dialect, unclean=unclean, csv=options.csv)
 
         def seen(produced: Produced) -> None:
             self._produced = produced

@@ -6,15 +6,18 @@
 | trips | 14 columns of the kinds of `TRIP_COLUMNS` in its first row, or these as its header | trips, for a dialect |
 | any other CSV | | a JSON object per row, its header's names as fields |
 
-In a CSV of any kind an object's number is a cell that reads as a JSON number, digit for digit; an empty cell is a
-missing field. The partition key is the field `id`, else a CSV's first column, else the row's number.
+A CSV's columns are parted by whichever of , ; and tab stands most in its first row. A column of an object whose cells
+all read as JSON numbers is numbers, digit for digit; one of true and false is those; every other is text. An empty cell
+is a missing field. The partition key is the field `id`, else a CSV's first column, else the row's number. A file is
+read twice, first for the kinds of its columns; where that cannot be, as of a pipe, each cell is taken for itself.
 """
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +35,8 @@ NDJSON_SUFFIXES: Final = (".ndjson", ".jsonl", ".json")
 TIMES: Final = ("%m/%d/%y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
+_BOOLEAN = re.compile("true|false")
+_PLAIN = re.compile(f"{_NUMBER.pattern}|{_BOOLEAN.pattern}", re.ASCII)
 
 
 class UnreadableFile(Exception):
@@ -72,7 +77,7 @@ def _csv(path: Path) -> Iterator[Trip | UserRecord]:
     with path.open("rb") as file:
         # Decoded line by line, so that the row that is not UTF-8 is the one that is named.
         lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(file))
-        rows = _rows(path, csv.reader(lines, strict=True))
+        rows = _rows(path, lines)
         first = next(rows, None)
         if first is None:
             msg = f"{path}: the file is empty; a CSV needs a header and rows"
@@ -81,19 +86,37 @@ def _csv(path: Path) -> Iterator[Trip | UserRecord]:
             yield _trip(path, *first)
         as_trips = _is_trip(first[1]) or tuple(first[1]) == TRIP_COLUMNS
         header = first[1] if as_trips else _header(path, first[1])
+        kinds = {} if as_trips else _kinds(path, header)
         for number, cells in rows:
             if len(cells) != len(header):
                 msg = f"{path}, row {number}: {len(cells)} cells where row 1 has {len(header)}; mend or delete the row"
                 raise UnreadableFile(msg)
-            yield _trip(path, number, cells) if as_trips else _object(number, header, cells)
+            yield _trip(path, number, cells) if as_trips else _object(number, header, cells, kinds)
 
 
-def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+def _kinds(path: Path, header: Sequence[str]) -> dict[str, re.Pattern[str]]:
+    """What the cells of each column are that are not text. Empty for what cannot be read twice."""
+    if not path.is_file():
+        return dict.fromkeys(header, _PLAIN)
+    left = {name: [_NUMBER, _BOOLEAN] for name in header}
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        for _, cells in islice(_rows(path, file), 1, None):
+            for name, cell in zip(header, cells, strict=False):
+                if cell and left[name]:
+                    left[name] = [kind for kind in left[name] if kind.fullmatch(cell)]
+    return {name: kinds[0] for name, kinds in left.items() if kinds}
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not empty, numbered from 1 as a spreadsheet numbers them."""
-    number = 0
+    number, reader = 0, None
+    whole = iter(lines)
     while True:
         number += 1
         try:
+            if reader is None:
+                head = next(whole)
+                reader = csv.reader(chain([head], whole), strict=True, delimiter=max(",;\t", key=head.count))
             cells = next(reader)
         except StopIteration:
             return
@@ -107,6 +130,9 @@ def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[s
 def _ndjson(path: Path) -> Iterator[UserRecord]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                msg = f"{path} holds a JSON array; a record is a line: write each of its objects on a line of its own"
+                raise UnreadableFile(msg)
             if data := line.rstrip(b"\r\n"):
                 yield UserRecord(_id_of(data) or f"row-{number}", data)
 
@@ -138,9 +164,11 @@ def _header(path: Path, names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _object(number: int, header: Sequence[str], cells: Sequence[str]) -> UserRecord:
+def _object(
+    number: int, header: Sequence[str], cells: Sequence[str], kinds: Mapping[str, re.Pattern[str]]
+) -> UserRecord:
     fields = {
-        name: msgspec.Raw(cell.encode()) if _NUMBER.fullmatch(cell) else cell
+        name: msgspec.Raw(cell.encode()) if name in kinds and kinds[name].fullmatch(cell) else cell
         for name, cell in zip(header, cells, strict=True)
         if cell
     }
