@@ -232,7 +232,18 @@ def test_verify_answers_by_its_exit_status(aws, tmp_path: Path) -> None:
     assert words.exit_code == 1
     assert "instead of" in words.stdout
     assert "what was rejected is not checked" in words.stdout
-    assert words.stdout.splitlines()[-1].startswith("NOT exact: ")
+    assert words.stdout.splitlines()[-2].startswith("NOT exact: ")
+    assert "may not be settled yet: leave them out with --to now-3m" in words.stdout.splitlines()[-1]
+
+    elsewhere = run(*arguments[:6], "--quarantine", str(tmp_path / "elsewhere"))
+    assert "elsewhere: is the quarantine elsewhere?" in elsewhere.stdout
+
+    (tmp_path / "latest.py").write_text(APP.replace('table="totals"', 'table="totals", layout="latest"'))
+    other = run("verify", f"{tmp_path}/latest.py:trips", *arguments[2:6])
+    assert other.exit_code == 2
+    assert (
+        "keyed by vendorId (N), as the pipeline is declared; it is keyed by vendorId (N) and windowSt" in other.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def run(
 
     try:
         pipeline = _pipeline(app)
+        if options.csv is not None and not options.csv.exists():
+            msg = f"{options.csv}: there is no such file; name a CSV or NDJSON file that can be read"
+            raise UnreadableFile(msg)
         with stack, _stopped_by_ctrl_c(stop):
             if console is not None:
                 watch = _with_console(watch, console, stack, err)
@@ -193,9 +196,9 @@ def _print_items(pipeline: Windows, items: list[dict[str, Any]], out: TextIO) ->
     names += [column.attribute for column in pipeline.plan.folder.columns]
     table = Table(title=f"newest of {len(items):,} items", title_justify="left", box=None, pad_edge=False)
     for name in names:
-        table.add_column(name)
+        table.add_column(name, overflow="fold", min_width=20 if name.startswith("window") else None)
     table.add_column("shards", justify="right")
     for item in items[:ITEMS_SHOWN]:
         shards = sum(attribute.startswith("applied#") for attribute in item)
         table.add_row(*(str(item.get(name, "-")) for name in names), str(shards))
-    Console(file=out, width=None if out.isatty() else 120, highlight=False, markup=False).print(table)
+    Console(file=out, width=None if out.isatty() else 160, highlight=False, markup=False).print(table)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -15,8 +16,10 @@ from windlass.commands.clients import ClientProblem, client
 from windlass.commands.quarantine import open_at
 from windlass.quarantine import Quarantine, QuarantineProblem, line_of
 from windlass.verify import CannotVerify, Verdict, verify
-from windlass.verify.sources import oldest_ms, read_stream, read_table, shard_ranges
+from windlass.verify.sources import check_keys, oldest_ms, read_stream, read_table, shard_ranges
 
+SETTLING_MS = 180_000
+"""How long after its end a window may be open: where no record follows, the mapping closes it by the clock."""
 DIFFERENCES_SHOWN = 20
 KEYS_SHOWN = 40
 
@@ -38,12 +41,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) -> int:
     """Verify and show. Exit status: 0 exact, 1 different, 2 could not check, or there was nothing to."""
     out, err = out or sys.stdout, err or sys.stderr
+    now_ms = int(time.time() * 1000)
     try:
-        verdict = _verify(options, int(time.time() * 1000))
+        description = load_app(options.app).describe()
+        verdict = _verify(options, description, now_ms)
     except (AppProblem, CannotVerify, ClientProblem, QuarantineProblem) as error:
         print(f"windlass verify: {error}", file=err)
         return 2
-    show(verdict, err if options.json else out)
+    shown = err if options.json else out
+    show(verdict, shown)
+    for note in _notes(verdict, options, description, now_ms):
+        print(note, file=shown)
     if options.json:
         print(json.dumps(verdict.to_dict()), file=out)
     return exit_status(verdict)
@@ -54,14 +62,29 @@ def exit_status(verdict: Verdict) -> int:
     return 2 if verdict.empty else 0 if verdict.exact else 1
 
 
-def _verify(options: Options, now_ms: int) -> Verdict:
-    description = load_app(options.app).describe()
+def _notes(verdict: Verdict, options: Options, description: Mapping[str, Any], now_ms: int) -> Iterator[str]:
+    """What differences may come of that are none of the pipeline's."""
+    kinds = {difference.kind for difference in verdict.differences}
+    open_from_ms = now_ms - SETTLING_MS - description["every_s"] * 1000
+    ends = [
+        difference.window for difference in verdict.differences if difference.kind in ("missing_item", "wrong_total")
+    ]
+    if any(window and (moment_ms(window, now_ms) or 0) > open_from_ms for window in ends):
+        yield "some windows ended less than 3 minutes ago and may not be settled yet: leave them out with --to now-3m"
+    folder = options.quarantine if options.quarantine and "://" not in options.quarantine else None
+    if folder and "not_quarantined" in kinds and not Path(folder).expanduser().exists():
+        yield f"there is no folder {folder}: is the quarantine elsewhere?"
+
+
+def _verify(options: Options, description: Mapping[str, Any], now_ms: int) -> Verdict:
     from_ms, to_ms = moment_ms(options.from_, now_ms), moment_ms(options.to, now_ms)
     quarantined = None
     if options.quarantine and options.quarantine != "none":
         quarantined = quarantine_lines(open_at(options.quarantine, options.endpoint_url, options.region))
     kinesis = client("kinesis", endpoint_url=options.endpoint_url, region=options.region)
     dynamodb = client("dynamodb", endpoint_url=options.endpoint_url, region=options.region)
+    if description["kind"] == "windows":
+        check_keys(dynamodb, options.table, description)
     if from_ms is None:
         from_ms = oldest_ms(kinesis, options.stream, now_ms=now_ms)
     return verify(

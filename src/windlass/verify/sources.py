@@ -54,6 +54,22 @@ def oldest_ms(kinesis: Any, stream: str, *, now_ms: int) -> int | None:
     return kept_from_ms if _ms(summary["StreamCreationTimestamp"]) < kept_from_ms else None
 
 
+def check_keys(dynamodb: Any, table: str, description: Mapping[str, Any]) -> None:
+    """Raises CannotVerify where a table has other keys than the pipeline described, as far as it may be asked."""
+    try:
+        found = dynamodb.describe_table(TableName=table)["Table"]
+    except (ClientError, BotoCoreError):
+        return  # reading it says what is wrong, and needs no DescribeTable
+    types = {part["AttributeName"]: part["AttributeType"] for part in found["AttributeDefinitions"]}
+    has = [(part["AttributeName"], types[part["AttributeName"]]) for part in found["KeySchema"]]
+    due = [(description["key_attribute"], description["key_type"])]
+    due += [("windowStart", "S")] if description["layout"] == "history" else []
+    if sorted(has) != sorted(due):
+        words = [" and ".join(f"{name} ({kind})" for name, kind in keys) for keys in (due, has)]
+        msg = f"table {table} should be keyed by {words[0]}, as the pipeline is declared; it is keyed by {words[1]}"
+        raise CannotVerify(msg)
+
+
 def read_table(dynamodb: Any, table: str) -> Iterator[dict[str, Any]]:
     """Every item of the table, consistently read. Numbers are Decimal, strings str, the rest as DynamoDB writes it."""
     with _said_plainly(f"table {table}"):
