@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from windlass import Count, Length, Max, Mean, Min, Range, Record, Records, Sum, Windows, field
 from windlass.apps import load_app
 from windlass.commands import simulate as command
+from windlass.core.fold import Folder
 from windlass.core.schema import Fault
 from windlass.sim.checker import INVARIANTS, Broken
 from windlass.sim.faults import FAULTS, UnknownFault, chosen
@@ -209,6 +210,33 @@ def test_keys_of_fields_that_json_names_otherwise_are_simulated():
     pipeline = Windows(Renamed, key=["merchant", "place.id"], every=timedelta(seconds=5), totals=totals, table="t")
 
     assert_exact(pipeline, runs=2, records=60)
+
+
+class Ride(Record):
+    zone: str
+    street: str
+    fare: Annotated[float, Range(0, 1e12)]
+    tip: int
+
+
+ODD = [
+    Windows(Ride, key="zone", every=timedelta(seconds=30), totals={"f": Sum("fare"), "t": Sum("tip")}, table="t"),
+    Records(Ride, key=["zone", "street"], table="t"),
+]
+
+
+@pytest.mark.parametrize("pipeline", ODD, ids=["a range wider than sums", "two text keys"])
+def test_what_the_product_may_decide_is_no_violation(pipeline):
+    assert_exact(pipeline, runs=12, records=150)
+
+
+def test_keys_that_are_alike_when_joined_are_told_apart(monkeypatch):
+    pipeline = Windows(Ride, key=["zone", "street"], every=timedelta(seconds=30), totals={"rides": Count()}, table="t")
+    assert_exact(pipeline, runs=3, records=60)
+
+    monkeypatch.setattr(Folder, "_joined", lambda self, parts: "#".join(map(str, parts)))
+    with pytest.raises(AssertionError):
+        assert_exact(pipeline, runs=3, records=60)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -449,7 +449,11 @@ def test_a_key_of_several_fields_is_joined_and_escaped(record, key) -> None:
     )
     window = {"windowStart": WINDOWS[0][0], "windowEnd": WINDOWS[0][1]}
     stream = [("s", "1", T0, json.dumps(record).encode())]
-    assert verify(pipeline, stream, [{"a#b#c": key, "n": Decimal(1)} | window]).exact
+    item = {"a#b#c": key, "n": Decimal(1)} | record | {"c": Decimal(str(record["c"]))} | window
+    assert verify(pipeline, stream, [item]).exact
+    for spoiled in ({"b": 99}, {"c": None}):
+        (difference,) = verify(pipeline, stream, [item | spoiled]).differences
+        assert difference.kind == "wrong_key"
 
 
 def test_equal_decimals_are_one_key() -> None:

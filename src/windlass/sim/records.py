@@ -13,6 +13,7 @@ Rules:
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -82,11 +83,13 @@ def reading_of(description: Mapping[str, Any]) -> Reading:
     """The second reading of a description. Its rows hold the key's values first, then whatever else is stored."""
     key = [tuple(path) for path in description["key"]]
     if description["kind"] == "windows":
+        joined = key  # into one, which leaves each part less room
         stored = [tuple(total["path"]) for total in description["totals"] if total["path"] is not None]
     else:
+        joined = []
         stored = [tuple(field["path"]) for field in description["fields"] if field["type"] != "object"]
     used = list(dict.fromkeys([*key, *stored]))
-    return Reading(description["fields"], coerce=description["coerce"], key=key, used=used)
+    return Reading(description["fields"], coerce=description["coerce"], key=joined, used=used)
 
 
 class _Maker:
@@ -131,8 +134,8 @@ class _Maker:
         """Up to `keys` different clean keys: the edges of the key's fields among them."""
         specs = [spec for spec in self._fields if tuple(spec["path"]) in self.key]
         found: dict[Any, dict[Path, Any]] = {}
-        for _ in range(40 * keys + 100):
-            values = {tuple(spec["path"]): self._value(spec) for spec in specs}
+        drawn = ({tuple(spec["path"]): self._value(spec) for spec in specs} for _ in range(40 * keys + 100))
+        for values in chain(self._alike_when_joined(specs), drawn):
             self._keys = [values]
             row = self.reading.read(self._written(self._tree()))
             if not isinstance(row, str):
@@ -140,6 +143,14 @@ class _Maker:
             if len(found) == keys:
                 break
         return list(found.values()) or [{}]
+
+    def _alike_when_joined(self, specs: Sequence[Spec]) -> Iterator[dict[Path, Any]]:
+        """Two keys that would be one if their parts were joined as they are."""
+        texts = [tuple(spec["path"]) for spec in specs if spec["type"] == "str"]
+        if len(texts) > 1:
+            values = {tuple(spec["path"]): self._value(spec) for spec in specs}
+            yield values | {texts[0]: "a#b", texts[1]: "c"}
+            yield values | {texts[0]: "a", texts[1]: "b#c"}
 
     def _tree(self, changed: Mapping[Path, Any] | None = None) -> dict[str, Any]:
         """A record that is clean where nothing is `changed`, as nested members."""

@@ -474,6 +474,11 @@ def _compare_item(
     if item.get("windowEnd") != end:
         text = f"has windowEnd {item.get('windowEnd')!r} instead of {end!r}"
         _report_item(report, "wrong_window", text, place, span, expected=end, found=_shown(item.get("windowEnd")))
+    if pipeline.key_parts > 1:
+        stored = tuple(item.get(name) for name in pipeline.key_attribute.split("#"))
+        if None in stored or pipeline.key_of(stored) != place[0]:
+            text = f"has the key's fields {_shown(stored)}, which do not make its key"
+            _report_item(report, "wrong_key", text, place, span, expected=place[0], found=_shown(stored))
     for column, should, has in zip(pipeline.columns, expected, found, strict=True):
         if has is not None and not _is_number(has):
             text = f"has {column.attribute} = {_shown(has)}, which is not a number, instead of {_shown(should)}"
