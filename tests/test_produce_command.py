@@ -83,7 +83,7 @@ def test_a_broken_row_ends_with_one_line_and_what_came_before_is_put(endpoint, t
 
 def test_a_missing_stream_is_one_line(endpoint):
     status, _, err = produced(endpoint, stream="nowhere")
-    assert status == 1
+    assert status == 2
     assert len(err.splitlines()) == 1
     assert "stream 'nowhere'" in err
 

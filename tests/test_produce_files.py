@@ -86,6 +86,20 @@ def test_what_cannot_be_read_twice_is_read_cell_by_cell(tmp_path):
     assert [row.data for row in rows] == [b'{"city":"Basel","code":"007"}', b'{"city":"Bern","code":7}']
 
 
+def test_a_file_without_rows_is_not_looped_for_ever(tmp_path):
+    for path in (file(tmp_path, "", "empty.ndjson"), file(tmp_path, "city,code\n")):
+        with pytest.raises(UnreadableFile, match="has no rows to repeat"):
+            next(records(csv=path, loop=True))
+
+
+def test_a_line_that_is_nested_very_deep_is_sent_as_it_is(tmp_path):
+    deep = "[" * 50_000 + "]" * 50_000
+    (record,) = read(file(tmp_path, f'\ufeff{{"id": 1, "x": {deep}}}', "rows.ndjson"))
+    assert record.key == "row-1"
+    assert record.data.startswith(b'{"id": 1')
+    assert list(records(csv=file(tmp_path, f'{{"x": {deep}}}\n' * 50, "deep.ndjson"), unclean=0.5))
+
+
 def test_an_array_of_objects_is_not_taken_for_one_record(tmp_path):
     with pytest.raises(UnreadableFile, match="holds a JSON array; a record is a line"):
         list(read(file(tmp_path, '[{"id": 1}, {"id": 2}]', "rows.json")))

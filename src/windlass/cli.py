@@ -51,7 +51,9 @@ CsvOption = Annotated[
 def produce(
     stream: Annotated[str, typer.Option(help="The stream's name.")],
     endpoint_url: Annotated[str | None, typer.Option(help="A Kinesis endpoint; AWS when left out.")] = None,
-    region: Annotated[str, typer.Option(help="The stream's region.")] = "us-east-1",
+    region: Annotated[
+        str | None, typer.Option(help="The stream's region; the configured one, or us-east-1, when left out.")
+    ] = None,
     count: Annotated[int | None, typer.Option(min=0, help="Stop after so many records.")] = None,
     for_s: Annotated[
         float | None, typer.Option("--for", min=0, metavar="SECONDS", help="Stop after so many seconds.")
@@ -159,6 +161,9 @@ def verify(
     to: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Only windows that end by then; leaves open windows out.")
     ] = None,
+    in_turn: Annotated[
+        bool, typer.Option("--in-turn", help="The mapping delivered by arrival, as the local one does: check lateness.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Make the totals again from the stream itself, and compare them with the table, item by item.
@@ -176,6 +181,7 @@ def verify(
         region=region,
         from_=from_,
         to=to,
+        in_turn=in_turn,
         json=json,
     )
     raise typer.Exit(command.run(options))

@@ -35,6 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     region: str | None = None
     from_: str | None = None
     to: str | None = None
+    in_turn: bool = False
     json: bool = False
 
 
@@ -64,6 +65,8 @@ def exit_status(verdict: Verdict) -> int:
 
 def _notes(verdict: Verdict, options: Options, description: Mapping[str, Any], now_ms: int) -> Iterator[str]:
     """What differences may come of that are none of the pipeline's."""
+    if verdict.late and not options.in_turn:
+        yield f"{verdict.late:,} late: on the quarantine's word alone (--in-turn checks it)"
     kinds = {difference.kind for difference in verdict.differences}
     open_from_ms = now_ms - SETTLING_MS - description["every_s"] * 1000
     ends = [
@@ -95,6 +98,7 @@ def _verify(options: Options, description: Mapping[str, Any], now_ms: int) -> Ve
         from_ms=from_ms,
         to_ms=to_ms,
         ranges=shard_ranges(kinesis, options.stream),
+        in_turn=options.in_turn,
     )
 
 

@@ -24,7 +24,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     stream: str
     endpoint_url: str | None = None
-    region: str = "us-east-1"
+    region: str | None = None
     count: int | None = None
     for_s: float | None = None
     rate: float = 1000.0
@@ -38,7 +38,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) -> int:
-    """Produce; the exit status: 0 when all was put, 1 when something failed. Ctrl-C ends it with its summary."""
+    """Produce; Ctrl-C ends it with its summary.
+
+    Exit status: 0 when all was put, 1 when something failed, 2 when nothing could be put.
+    """
     out, err = out or sys.stdout, err or sys.stderr
     stop = threading.Event()
     seen = Produced()
@@ -62,6 +65,8 @@ def run(options: Options, out: TextIO | None = None, err: TextIO | None = None) 
         print(summary(seen), file=err if options.json else out)
     if options.json:
         print(_json(seen, trouble), file=out)
+    if trouble and not (seen.records or seen.failed):
+        return 2
     return 1 if trouble or seen.failed else 0
 
 

@@ -12,6 +12,7 @@ is a missing field. The partition key is the field `id`, else a CSV's first colu
 read twice, first for the kinds of its columns; where that cannot be, as of a pipe, each cell is taken for itself.
 """
 
+import codecs
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,8 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 def _ndjson(path: Path) -> Iterator[UserRecord]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if number == 1 and line.lstrip().startswith(b"["):
                 msg = f"{path} holds a JSON array; a record is a line: write each of its objects on a line of its own"
                 raise UnreadableFile(msg)
@@ -181,7 +184,7 @@ class _WithId(msgspec.Struct):
 
 
 def _id_of(line: bytes) -> str | None:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return str(msgspec.json.decode(line, type=_WithId).id)[:KEY_CHARS_MAX]
     return None
 

@@ -5,12 +5,11 @@ another share of dirt leaves the trips as they were.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from random import Random
 
 from windlass.produce.dialects import DIALECTS
-from windlass.produce.files import read
+from windlass.produce.files import UnreadableFile, read
 from windlass.produce.records import UserRecord
 from windlass.produce.trips import Trip, trips
 from windlass.produce.unclean import spoil
@@ -34,7 +33,17 @@ def records(
     if csv is None:
         rows = trips(Random(f"{seed}/trips"))
     else:
-        rows = chain.from_iterable(read(path) for path in (repeat(csv) if loop else (csv,)))
+        rows = _repeated(csv) if loop else read(csv)
     write = DIALECTS[dialect]
     clean = (UserRecord(row.id, write(row, rng)) if isinstance(row, Trip) else row for row in rows)
     return spoil(clean, unclean, Random(f"{seed}/unclean"))
+
+
+def _repeated(path: Path) -> Iterator[Trip | UserRecord]:
+    while True:
+        row = None
+        for row in read(path):
+            yield row
+        if row is None:
+            msg = f"{path} has no rows to repeat"
+            raise UnreadableFile(msg)

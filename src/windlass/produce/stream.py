@@ -125,10 +125,11 @@ class _Transient(StreamError):
         self.code = code
 
 
-def open_stream(name: str, *, endpoint_url: str | None = None, region: str = "us-east-1") -> KinesisStream:
+def open_stream(name: str, *, endpoint_url: str | None = None, region: str | None = None) -> KinesisStream:
     """The stream of that name at AWS or at `endpoint_url`; nothing is called yet.
 
-    A local endpoint (127.0.0.1, localhost) gets made-up credentials when none are configured.
+    The region is the one given, else the one of the AWS configuration, else us-east-1. A local endpoint (127.0.0.1,
+    localhost) gets made-up credentials when none are configured.
     StreamError where the URL, the region or the profile is none.
     """
     try:
@@ -142,13 +143,14 @@ def open_stream(name: str, *, endpoint_url: str | None = None, region: str = "us
         raise StreamError(msg) from error
 
 
-def _session(endpoint_url: str | None, region: str) -> boto3.Session:
+def _session(endpoint_url: str | None, region: str | None) -> boto3.Session:
     session = botocore.session.Session()
     if endpoint_url is not None and urlsplit(endpoint_url).hostname in LOCAL_HOSTS:
         # The instance's role is asked for over the network, which takes seconds where there is none.
         session.get_component("credential_provider").remove("iam-role")
         if session.get_credentials() is None:
             session.set_credentials("local", "local")
+    region = region or session.get_config_variable("region") or "us-east-1"
     return boto3.Session(botocore_session=session, region_name=region)
 
 

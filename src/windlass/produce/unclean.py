@@ -59,7 +59,7 @@ def _fields(data: bytes) -> Fields | None:
     """The record's fields when it is an object that has the declared ones, else None."""
     try:
         fields = msgspec.json.decode(data)
-    except ValueError:  # msgspec's own errors and UnicodeDecodeError are both of this kind
+    except (ValueError, RecursionError):  # msgspec's own errors and UnicodeDecodeError are of the first kind
         return None
     return fields if isinstance(fields, dict) and all(name in fields for name in REQUIRED) else None
 
@@ -112,7 +112,7 @@ def _not_an_object(record: UserRecord, rng: Random) -> bytes:
 def _is_json(data: bytes) -> bool:
     try:
         msgspec.json.decode(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
