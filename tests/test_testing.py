@@ -330,7 +330,7 @@ def test_filters_pass_over_records(kinesis_lambda):
     world.put({"vendorId": 1})
     world.put({"vendorId": 2})
     world.settle()
-    assert [call.data for call in world.calls] == [[b'{"vendorId": 2}']]
+    assert [call.data for call in world.calls] == [[b'{"vendorId":2}']]
     assert world.counters(world.shards[0]).filtered_out == 1
 
 

@@ -206,7 +206,7 @@ class Rehearsal:
         shard: str | None = None,
         arrival_ms: int | None = None,
     ) -> Place:
-        """Put a record: bytes, text, or a mapping that becomes JSON.
+        """Put a record: bytes, text, or a mapping that becomes JSON, Decimals as numbers.
 
         Its shard follows from the partition key, or is named and open. It arrives now, or at `arrival_ms`: Kinesis'
         clocks differ, so a record may be stamped a little earlier than the one before it.
@@ -570,4 +570,7 @@ def _text(pattern: str | Mapping[str, Any]) -> str:
 def _bytes(data: bytes | str | Mapping[str, Any]) -> bytes:
     if isinstance(data, bytes):
         return data
-    return (data if isinstance(data, str) else json.dumps(data)).encode()
+    return data.encode() if isinstance(data, str) else _encode(data)
+
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode

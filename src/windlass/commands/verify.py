@@ -141,10 +141,11 @@ def show(verdict: Verdict, out: TextIO) -> None:
 def summary(verdict: Verdict) -> str:
     """The counts and the last word, on a few lines."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in verdict.reasons.items())
+    windows = f"{verdict.windows:,} window{'s' if verdict.windows != 1 else ''}"
     lines = [
         f"received {verdict.received:,} = clean {verdict.clean:,} + rejected {verdict.rejected:,} "
         f"+ late {verdict.late:,}" + (f" ({reasons})" if reasons else ""),
-        f"{verdict.items:,} items of {verdict.items_expected:,} expected, in {verdict.windows:,} windows",
+        f"{verdict.items:,} items of {verdict.items_expected:,} expected, in {windows}",
     ]
     if not verdict.quarantine:
         lines.append("no quarantine was given: what was rejected is not checked, and late records would count as clean")

@@ -297,7 +297,8 @@ def _key_part(field: Field, name: str) -> KeyPart:
         raise DeclarationError(msg)
     if field.nullable or not field.required:
         msg = (
-            f"key field {name} may be absent: every record needs its key; declare it without a default and without None"
+            f"key field {name} may be null or absent: every record needs its key; declare it without a default and "
+            "without None"
         )
         raise DeclarationError(msg)
     return KeyPart(name, kind)

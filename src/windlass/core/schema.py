@@ -53,7 +53,8 @@ class Record(msgspec.Struct, metaclass=_RecordType):
     """Base of your record types: `class Trip(Record): vendorId: int`.
 
     Field names are the JSON member names; `field(name="vendor_id")` renames one. Members that are not declared
-    are ignored. The types that can be declared are listed at the top of this file.
+    are ignored. Types are int (64 bits), float, Decimal, bool, str, Literal of strings or whole numbers, each also
+    `| None` (null), and nested Records; a default lets a member be absent. Constraints are Range and Length.
     """
 
 
@@ -208,7 +209,7 @@ def _check_default(field: Field, factory: Any, where: str) -> None:
         fits = Decimal(repr(field.default) if type(field.default) is float else field.default).is_finite()
     if not fits:
         found = "a default_factory" if factory is not msgspec.NODEFAULT else repr(field.default)
-        msg = f"{where}: the default of a {field.type} is a plain value of that type, or None; found {found}"
+        msg = f"{where}: its default is a plain value of its type, {field.type}, or None; found {found}"
         raise DeclarationError(msg)
 
 
