@@ -52,6 +52,7 @@ def first(cloud: Cloud) -> None:
     client("s3").create_bucket(Bucket="bucket")
     client("s3").put_object(Bucket="bucket", Key="object", Body=b"object")
     client("sns").create_topic(Name="topic")
+    client("kms").create_key()
 
 
 def kept(cloud: Cloud) -> str:
@@ -65,6 +66,7 @@ def kept(cloud: Cloud) -> str:
             client("sns").list_topics()["Topics"][0]["TopicArn"].rpartition(":")[2],
             "group" if client("logs").describe_log_groups()["logGroups"] else "",
             client("iam").list_roles()["Roles"][0]["RoleName"],
+            client("kms").describe_key(KeyId=client("kms").list_keys()["Keys"][0]["KeyId"])["KeyMetadata"]["KeySpec"],
         ]
     )
 

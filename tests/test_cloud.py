@@ -705,7 +705,7 @@ def test_with_a_data_folder_all_of_it_goes_on_after_a_restart(tmp_path: Path) ->
     first, second, third, damaged, crashed, kept = result.stdout.splitlines()
     assert first == "calls 1: ['a'] waiting 0"
     assert second == "calls 1: ['b'] waiting 1"  # what was processed before is not delivered again
-    assert third == "item kept object message topic group role"
+    assert third == "item kept object message topic group role SYMMETRIC_DEFAULT"
     assert damaged.startswith(f"{tmp_path / 'data' / 'aws.pickle'} is damaged (")
     assert crashed == f"Disabled PROBLEM: Stream not found: arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/trips"
     assert "holds no mapping" in kept

@@ -14,6 +14,7 @@ while it answers.
 
 import io
 import json
+import logging
 import re
 import threading
 import uuid
@@ -55,6 +56,7 @@ _UNLOCKED = ("sqs", "kinesis")  # a receive may wait for twenty seconds; streams
 _CHANGED_BY = ("lambda", "cloudformation")
 
 _in_use = threading.Lock()
+_logger = logging.getLogger(__name__)
 
 
 class CloudProblem(Exception):
@@ -73,6 +75,17 @@ class View(msgspec.Struct, frozen=True):
 
 def _quiet(_function: str, _line: str) -> None:
     pass
+
+
+def _save(folder: Path) -> None:
+    try:
+        left_out = snapshot.save(folder)
+    except OSError as error:
+        _logger.error("nothing new is kept in %s: %s", folder, error.strerror)
+        return
+    if left_out:
+        found = "; ".join(f"{service} ({why})" for service, why in left_out.items())
+        _logger.error("%s has all but %s; what was there before may be in %s", folder, found, snapshot.EARLIER)
 
 
 class Cloud:
@@ -149,7 +162,7 @@ class Cloud:
         self._monitor.start(self._mappings.metrics)
         self._server.start()
         if self._data:
-            self._stack.callback(snapshot.save, self._data)
+            self._stack.callback(_save, self._data)
 
     def _why_not(self, error: OSError, folder: Path) -> str:
         if error.filename:

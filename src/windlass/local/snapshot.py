@@ -1,7 +1,8 @@
 """What moto holds, in one file: written when an endpoint with a data folder ends, read when it starts again.
 
 The file is Python's own serialization of moto's backends, so it belongs to one version of moto, and to one owner: to
-read it is to run what it says. A crash loses what came since the endpoint was started, checkpoints excepted.
+read it is to run what it says. A crash loses what came since the endpoint was started, checkpoints excepted. Private
+keys are in it as they are, so it is for its owner's eyes only.
 """
 
 import importlib.metadata
@@ -15,6 +16,13 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from moto import backends
 from moto.core.base_backend import BackendDict, BaseBackend
 
@@ -34,23 +42,33 @@ SERVICES = (
     "sts",
 )
 FILE = "aws.pickle"
+EARLIER = "aws.pickle.earlier"
 
 
 class Damaged(ValueError):
     """The file cannot be read. One line: what is wrong, what was found, what to do."""
 
 
-def save(folder: Path) -> None:
-    """Write what moto holds; a crash leaves the old file or the new one."""
+def save(folder: Path) -> dict[str, str]:
+    """Write what moto holds; a crash leaves the old file or the new one. What was left out, by service, and why.
+
+    Where something is left out, the file from before, which may have it, stays as EARLIER.
+    """
     state = {service: _held(backends.get_backend(service)) for service in SERVICES if service in _begun()}
-    written = io.BytesIO()
-    written.write(json.dumps(_versions()).encode() + b"\n")
-    _Pickler(written, protocol=5).dump(state)
+    left_out: dict[str, str] = {}
+    try:
+        written = _pickled(state)
+    except Exception:  # noqa: BLE001  (moto's state can hold anything)
+        left_out = {service: why for service, held in state.items() if (why := _why_not(held))}
+        # All in one again: what services share is written once.
+        written = _pickled({service: held for service, held in state.items() if service not in left_out})
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{FILE}.new"
-    beside.touch(mode=0o600)
-    beside.write_bytes(written.getvalue())
-    beside.replace(folder / FILE)
+    beside, path, earlier = (folder / name for name in (f"{FILE}.new", FILE, EARLIER))
+    _write(beside, json.dumps(_versions()).encode() + b"\n" + written)
+    if left_out and path.exists() and not earlier.exists():
+        _write(earlier, path.read_bytes())
+    beside.replace(path)
+    return left_out
 
 
 def restore(folder: Path) -> None:
@@ -91,6 +109,31 @@ def _held(backend: Any) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
+def private_key(pem: bytes) -> PrivateKeyTypes:
+    """A key as it was written. Files name this function: cryptography's own has no name to be found by."""
+    return load_pem_private_key(pem, None)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _pickled(state: Any) -> bytes:
+    written = io.BytesIO()
+    _Pickler(written, protocol=5).dump(state)
+    return written.getvalue()
+
+
+def _why_not(state: Any) -> str:
+    """Why it cannot be written; empty text where it can."""
+    try:
+        _pickled(state)
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 class _Pickler(pickle.Pickler):
     """A backend that another one holds is written as a name; what cannot be written is made anew."""
 
@@ -104,6 +147,9 @@ class _Pickler(pickle.Pickler):
             return WeakValueDictionary, (dict(obj),)
         if type(obj) is defaultdict and isinstance(obj.default_factory, FunctionType):
             return defaultdict, (type(obj.default_factory()),), None, None, iter(obj.items())
+        if hasattr(type(obj), "private_bytes"):  # isinstance costs a third of the whole
+            pem = obj.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            return private_key, (pem,)
         for make in (threading.Lock, threading.RLock):
             if type(obj) is type(make()):
                 return make, ()
