@@ -1,5 +1,8 @@
 """What moto holds, written and read again without an endpoint around it."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,7 @@ from moto import backends
 from moto.core.base_backend import BackendDict
 
 from windlass.local import snapshot
-from windlass.local.cloud import Cloud
+from windlass.local.cloud import Cloud, CloudProblem
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 
@@ -87,3 +90,29 @@ def test_an_endpoint_that_ends_says_in_a_line_what_it_could_not_write(
     left_out, nothing = caplog.messages
     assert left_out.startswith(f"{tmp_path} has all but sns (TypeError: cannot pickle ")
     assert nothing == f"nothing new is kept in {tmp_path}: Is a directory"
+
+
+def test_a_folder_that_another_process_has_is_refused_until_that_one_ends_however_it_does(tmp_path: Path) -> None:
+    holds = f"""
+import pathlib, time
+from windlass.local import snapshot
+with snapshot.locked(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(CloudProblem, match=f"^{tmp_path} is in use by process {other.pid}: "):
+            Cloud(port=0, data=tmp_path).start()
+        other.kill()
+    with Cloud(port=0, data=tmp_path):
+        assert (tmp_path / snapshot.LOCK).read_text() == str(os.getpid())
+
+
+def test_a_folder_is_had_unlocked_where_the_system_has_no_such_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with snapshot.locked(tmp_path), snapshot.locked(tmp_path):
+        assert not list(tmp_path.iterdir())

@@ -148,7 +148,10 @@ class Cloud:
         self._stack.callback(BackendDict.reset)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(snapshot.locked(folder))
             self._server = Server(self._host, self._asked_port, self._answer, lambda: tls_context(folder))
+        except snapshot.InUse as error:
+            raise CloudProblem(str(error)) from None
         except OSError as error:
             raise CloudProblem(self._why_not(error, folder)) from None
         self._stack.enter_context(our_own(self._hosts, self._mappings))

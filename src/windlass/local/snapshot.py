@@ -8,9 +8,12 @@ keys are in it as they are, so it is for its owner's eyes only.
 import importlib.metadata
 import io
 import json
+import os
 import pickle  # the folder is the owner's own, as his shell's start-up file is
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -43,10 +46,41 @@ SERVICES = (
 )
 FILE = "aws.pickle"
 EARLIER = "aws.pickle.earlier"
+LOCK = "in-use"
 
 
 class Damaged(ValueError):
     """The file cannot be read. One line: what is wrong, what was found, what to do."""
+
+
+class InUse(ValueError):
+    """Another process has the folder. One line: which, and what to do."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder is this process's in this context, for the others that ask. Raises InUse.
+
+    The kernel lets go of it when the process ends, however it ends; the file stays and says nothing then.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            msg = f"{folder} is in use by process {file.read()}: end that one, or choose another folder with --data"
+            raise InUse(msg) from None
+        except OSError:  # nor on this file system
+            pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def save(folder: Path) -> dict[str, str]:
