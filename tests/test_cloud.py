@@ -99,8 +99,8 @@ def state_of(cloud: Cloud, uuid: str) -> str:
     return str(cloud.client("lambda").get_event_source_mapping(UUID=uuid)["State"])
 
 
-def lines_of(cloud: Cloud, name: str) -> list[str]:
-    found = cloud.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{name}")
+def lines_of(cloud: Cloud, name: str, group: str = "") -> list[str]:
+    found = cloud.client("logs").filter_log_events(logGroupName=group or f"/aws/lambda/{name}")
     return [event["message"] for event in found["events"]]
 
 
@@ -672,6 +672,53 @@ def test_what_a_stack_makes_comes_to_life_changes_and_goes(cloud: Cloud) -> None
     formation.delete_stack(StackName="taxi")
     eventually(lambda: not client.list_event_source_mappings(FunctionName="stacked")["EventSourceMappings"])
     assert refused(client.invoke, FunctionName="stacked")[0] == "ResourceNotFoundException"
+
+
+LOGS = """
+import os
+def handler(event, context):
+    print(context.log_group_name, os.environ["AWS_LAMBDA_LOG_GROUP_NAME"])
+"""
+
+
+def test_a_function_writes_its_log_where_its_settings_say(cloud: Cloud) -> None:
+    client = cloud.client("lambda")
+    function(cloud, "logs", LOGS, LoggingConfig={"LogGroup": "mine", "LogFormat": "JSON"})
+    invoked(client, "logs")
+    assert "mine mine" in lines_of(cloud, "logs", "mine")
+    told = client.get_function_configuration(FunctionName="logs")["LoggingConfig"]
+    assert told == {"LogGroup": "mine", "LogFormat": "JSON"}
+    assert client.publish_version(FunctionName="logs")["LoggingConfig"] == told
+    client.update_function_configuration(FunctionName="logs", LoggingConfig={"LogGroup": "other"})
+    client.update_function_configuration(FunctionName="logs", Timeout=20)
+    invoked(client, "logs")
+    assert "other other" in lines_of(cloud, "logs", "other")
+    assert lines_of(cloud, "logs", "mine").count("mine mine") == 1
+    groups = [each["logGroupName"] for each in cloud.client("logs").describe_log_groups()["logGroups"]]
+    assert "/aws/lambda/logs" not in groups
+    told = client.update_function_configuration(FunctionName="logs", LoggingConfig={"LogFormat": "Text"})
+    assert told["LoggingConfig"] == {"LogGroup": "/aws/lambda/logs", "LogFormat": "Text"}
+
+
+def test_a_stacks_function_writes_to_the_log_group_of_the_stack_also_after_an_update(cloud: Cloud) -> None:
+    formation = cloud.client("cloudformation")
+    properties: dict[str, Any] = {
+        "FunctionName": "grouped", "Handler": "index.handler", "Runtime": f"python3.{sys.version_info[1]}",
+        "Role": ROLE, "Timeout": 20, "Code": {"ZipFile": LOGS},
+    }  # fmt: skip
+    resources: dict[str, Any] = {
+        "First": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 1}},
+        "Second": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "second"}},
+        "Function": {"Type": "AWS::Lambda::Function", "Properties": properties},
+    }
+    for make, logical in ((formation.create_stack, "First"), (formation.update_stack, "Second")):
+        properties["LoggingConfig"] = {"LogGroup": {"Ref": logical}}
+        make(StackName="grouped", TemplateBody=json.dumps({"Resources": resources}))
+        invoked(cloud.client("lambda"), "grouped")
+        found = formation.describe_stack_resource(StackName="grouped", LogicalResourceId=logical)
+        group = found["StackResourceDetail"]["PhysicalResourceId"]
+        assert f"{group} {group}" in lines_of(cloud, "grouped", group)
+    formation.delete_stack(StackName="grouped")
 
 
 # --- the endpoint itself -----------------------------------------------------------------------------------------

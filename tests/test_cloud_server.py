@@ -190,6 +190,10 @@ def test_lines_of_several_streams_are_stored_in_order_and_echoed_once() -> None:
         "two": ["other"],
     }
     assert echoed == ["f second", "f first", "f other"]
+    monitor.sink(Settings(name="g", runtime="python3.13", log_group="shared"))(now, "one", "third")
+    monitor.flush()
+    assert "shared" in logs_backends["123456789012"]["us-east-1"].groups
+    assert echoed[3:] == ["g third"]
     BackendDict.reset()
 
 

@@ -6,6 +6,7 @@ runs a function in a Docker container                   a host runs it, in the b
 keeps mappings, and calls a function per put record     `Mappings` keeps them, whoever makes them: the API has
                                                         its own route, so this is for CloudFormation stacks
 a stack's update of inline code breaks it               it becomes a zip, as at its creation
+knows no LoggingConfig                                  keeps it, and the name of its log group
 a closed shard's records move to its children           `windlass.local.streams`
 sums round to 28 digits, and fail on 1E-18              they are exact to 38, as DynamoDB's
 """
@@ -81,6 +82,7 @@ def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
         _with_managed_policies(),
         replaced(LambdaFunction, "invoke", invoke),
         replaced(LambdaFunction, "update_from_cloudformation_json", classmethod(_update_function)),
+        _with_logging_config(),
         replaced(LambdaBackend, "create_event_source_mapping", create),
         replaced(LambdaBackend, "update_event_source_mapping", update),
         replaced(LambdaBackend, "delete_event_source_mapping", delete),
@@ -98,6 +100,50 @@ def _with_managed_policies() -> Iterator[None]:
         yield
     finally:
         default_user_config["iam"] = had or {"load_aws_managed_policies": False}
+
+
+@contextmanager
+def _with_logging_config() -> Iterator[None]:
+    begin, update, describe = (
+        LambdaFunction.__init__,
+        LambdaFunction.update_configuration,
+        LambdaFunction.get_configuration,
+    )
+    make_of_stack = LambdaFunction.create_from_cloudformation_json
+
+    def keep(function: Any, spec: Mapping[str, Any]) -> None:
+        if "LoggingConfig" in spec:
+            function.logging_config = spec["LoggingConfig"] or {}
+            named = function.logging_config.get("LogGroup")
+            function.logs_group_name = named or f"/aws/lambda/{function.function_name}"
+
+    def begin_keeping(self: Any, account_id: str, spec: Mapping[str, Any], *rest: Any, **named: Any) -> None:
+        begin(self, account_id, spec, *rest, **named)
+        keep(self, spec)
+
+    def update_keeping(self: Any, config_updates: Mapping[str, Any]) -> Any:
+        keep(self, config_updates)
+        return update(self, config_updates)
+
+    def describe_kept(self: Any, *rest: Any, **named: Any) -> dict[str, Any]:
+        kept = getattr(self, "logging_config", {})
+        logging = {"LogFormat": "Text", **kept, "LogGroup": self.logs_group_name}
+        return {**describe(self, *rest, **named), "LoggingConfig": logging}
+
+    def make_of_stack_keeping(
+        _cls: Any, /, resource_name: str, cloudformation_json: Any, *rest: Any, **named: Any
+    ) -> Any:
+        function = make_of_stack(resource_name, cloudformation_json, *rest, **named)
+        keep(function, cloudformation_json["Properties"])
+        return function
+
+    with (
+        replaced(LambdaFunction, "__init__", begin_keeping),
+        replaced(LambdaFunction, "update_configuration", update_keeping),
+        replaced(LambdaFunction, "get_configuration", describe_kept),
+        replaced(LambdaFunction, "create_from_cloudformation_json", classmethod(make_of_stack_keeping)),
+    ):
+        yield
 
 
 _NUMBERS = Context(prec=38, Emin=-130, Emax=125)

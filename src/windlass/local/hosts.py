@@ -105,6 +105,7 @@ class Hosts:
             region=record.region,
             account=self._account,
             version=str(record.version),
+            log_group=record.logs_group_name,
             reserved_concurrency=None if concurrency is None else int(concurrency),
         )
 

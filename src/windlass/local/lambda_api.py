@@ -56,6 +56,7 @@ class _FunctionShape(msgspec.Struct):
     Timeout: int | None = None
     MemorySize: int | None = None
     Environment: _Variables | None = None
+    LoggingConfig: dict[str, str | None] | None = None
     Code: dict[str, Any] | None = None
     ZipFile: str | None = None
 

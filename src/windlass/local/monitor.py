@@ -49,6 +49,7 @@ class Called(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Line(msgspec.Struct, frozen=True):
+    function: str
     region: str
     group: str
     stream: str
@@ -109,7 +110,7 @@ class Monitor:
         group = settings.log_group or f"/aws/lambda/{settings.name}"
 
         def write(at_ms: int, stream: str, text: str) -> None:
-            self._lines.append(_Line(settings.region, group, stream, at_ms, text))
+            self._lines.append(_Line(settings.name, settings.region, group, stream, at_ms, text))
             if text.startswith(_EMBEDDED):
                 self._metrics += embedded_metrics(text, settings.region, at_ms)
 
@@ -185,7 +186,7 @@ class Monitor:
     def _store_lines(self, lines: Sequence[_Line]) -> None:
         places: dict[tuple[str, str, str], list[_Line]] = {}
         for line in lines:
-            self._echo(line.group.removeprefix("/aws/lambda/"), line.text)
+            self._echo(line.function, line.text)
             places.setdefault((line.region, line.group, line.stream), []).append(line)
         with self._locked("logs"):
             for (region, group, stream), found in places.items():
