@@ -674,6 +674,34 @@ def test_what_a_stack_makes_comes_to_life_changes_and_goes(cloud: Cloud) -> None
     assert refused(client.invoke, FunctionName="stacked")[0] == "ResourceNotFoundException"
 
 
+def test_streams_are_listed_by_name_page_by_page(cloud: Cloud) -> None:
+    client = cloud.client("kinesis", "eu-west-1")
+    names = [f"page-{index:03}" for index in range(103)]
+    for name in reversed(names):
+        client.create_stream(StreamName=name, ShardCount=1)
+    first = client.list_streams()
+    assert (first["StreamNames"], first["HasMoreStreams"]) == (names[:100], True)
+    assert [each["StreamName"] for each in first["StreamSummaries"]] == names[:100]
+    client.delete_stream(StreamName=names[99])  # a page begins behind a name, whether the stream is there or not
+    last = client.list_streams(NextToken=first["NextToken"])
+    assert (last["StreamNames"], last["HasMoreStreams"]) == (names[100:], False)
+    assert "NextToken" not in last
+    assert client.list_streams(ExclusiveStartStreamName=names[99])["StreamNames"] == names[100:]
+    assert len(client.list_streams(Limit=10_000)["StreamNames"]) == 100
+    pages = list(client.get_paginator("list_streams").paginate(PaginationConfig={"PageSize": 40}))
+    assert [name for page in pages for name in page["StreamNames"]] == names[:99] + names[100:]
+    assert [len(page["StreamSummaries"]) for page in pages] == [40, 40, 22]
+
+
+@pytest.mark.parametrize("asked", [{"NextToken": "nonsense"}, {"Limit": 10_001}, {"NextToken": "YQ==", "Limit": 0}])
+def test_a_page_of_streams_that_cannot_be_is_refused(cloud: Cloud, asked: dict[str, Any]) -> None:
+    client = boto3.client(
+        "kinesis", endpoint_url=cloud.endpoint_url, region_name="us-east-1", aws_access_key_id="a",
+        aws_secret_access_key="b", config=Config(proxies={}, parameter_validation=False),
+    )  # fmt: skip
+    assert refused(client.list_streams, **asked)[0] == "InvalidArgumentException"
+
+
 LOGS = """
 import os
 def handler(event, context):

@@ -10,12 +10,13 @@ moto answers the Kinesis API; the shards behind it are replaced, because a mappi
     sequence numbers grow, also over a restart          begin at 1 in every shard
     concurrent puts                                     not safe
     ListShards filters                                  gives all shards
+    ListStreams goes on at a NextToken                  gives none
     a put costs the same in a full stream               reads all that is there
 
 A sequence number is 56 digits: a constant head, the millisecond of its put, a counter. So a number given out after
 a restart is beyond every number given out before.
 
-Sources: Kinesis API Reference, "GetRecords", "GetShardIterator", "SplitShard", "MergeShards".
+Sources: Kinesis API Reference, "GetRecords", "GetShardIterator", "SplitShard", "MergeShards", "ListStreams".
 """
 
 import base64
@@ -38,6 +39,7 @@ from windlass.local.poller import Shard as ListedShard
 
 FETCH_RECORDS_MAX = 10_000
 FETCH_BYTES_MAX = 10 * 1024 * 1024
+LISTED_STREAMS_MAX = 100
 
 _HEAD = 4959 * 10**52  # 56 digits, as Kinesis writes them
 _PER_MS = 10**9
@@ -350,6 +352,31 @@ def _list_shards(response: Any) -> ActionResult:
     )
 
 
+def _list_streams(response: Any) -> ActionResult:
+    """ListStreams: a page of the streams by name, from behind the name that a NextToken or the caller gives."""
+    limit, token = response._get_param("Limit", LISTED_STREAMS_MAX), response._get_param("NextToken")
+    if not 1 <= limit <= 10_000:
+        msg = f"Limit {limit} is not from 1 to 10000"
+        raise InvalidArgumentError(msg)
+    try:
+        after = base64.b64decode(token or "", validate=True).decode()
+    except ValueError:
+        msg = "NextToken is none that ListStreams has given"
+        raise InvalidArgumentError(msg) from None
+    after = after or response._get_param("ExclusiveStartStreamName", "")
+    streams = {stream.stream_name: stream for stream in list(response.kinesis_backend.list_streams())}
+    behind = sorted(name for name in streams if name > after)
+    page = behind[: min(limit, LISTED_STREAMS_MAX)]
+    answer: dict[str, Any] = {
+        "StreamNames": page,
+        "StreamSummaries": [streams[name].to_json_summary()["StreamDescriptionSummary"] for name in page],
+        "HasMoreStreams": len(page) < len(behind),
+    }
+    if answer["HasMoreStreams"]:
+        answer["NextToken"] = base64.b64encode(page[-1].encode()).decode()
+    return ActionResult(answer)
+
+
 def _get_shard_iterator(backend: Any, stream_arn: Any, stream_name: Any, *rest: Any, **named: Any) -> str:
     """GetShardIterator, by name or by ARN: the iterator carries the name."""
     stream = backend.describe_stream(stream_arn=stream_arn, stream_name=stream_name)
@@ -368,6 +395,7 @@ def our_shards() -> Iterator[None]:
         replaced(models, "Stream", Stream),
         replaced(responses.KinesisResponse, "get_records", _get_records),
         replaced(responses.KinesisResponse, "list_shards", _list_shards),
+        replaced(responses.KinesisResponse, "list_streams", _list_streams),
         replaced(models.KinesisBackend, "get_shard_iterator", _get_shard_iterator),
     ):
         yield
