@@ -126,11 +126,11 @@ def test_a_deployed_stack_computes_exact_totals(cloud, clock, at, capsys, fast):
     assert found["received"] == 3000
 
     assert command.run_windows(at, table=None, key=None, limit=50) == 0
-    items = told(capsys)
+    items = told(capsys)["items"]
     assert {item["vendorId"] for item in items} == {1, 2}
     assert [item["windowStart"] for item in items] == sorted((item["windowStart"] for item in items), reverse=True)
     assert command.run_windows(at, table=None, key="1", limit=1) == 0
-    [newest] = told(capsys)
+    [newest] = told(capsys)["items"]
     assert newest["vendorId"] == 1
 
     assert command.run_status(at) == 0

@@ -468,7 +468,7 @@ def logs(
     minutes: Annotated[float, typer.Option(min=0, help="Begin so far back.")] = 10.0,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
-    json: JsonOption = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each line of the log.")] = False,
 ) -> None:
     """Show the function's log."""
     from windlass.commands import deploy as command

@@ -186,6 +186,9 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
         )
         if dry:
             _out("dry run: nothing is made", out)
+            if common.json:
+                code = {"sha256": made.sha256, "bytes": len(made.archive)}
+                _out(json.dumps({"stack": common.stack, "action": "none", "region": stack.region, "code": code}))
             return 0
         done = stack.deploy(request, _watcher(out))
         if common.json:
@@ -363,11 +366,14 @@ def run_logs(common: Common, *, follow: bool, minutes: float) -> int:
         resources = Stack(common.stack, common.clients, time.sleep).require()
         group = resources.get("FunctionLog", "")
         since_ms = _now_ms() - int(minutes * 60_000)
+        line = None
         for line in status.log_lines(group, common.clients, since_ms=since_ms, follow=follow, sleep=time.sleep):
             if common.json:
                 _out(msgspec.json.encode(line).decode())
             else:
                 _out(f"{_clock(line.at_ms)}  {line.text}")
+        if line is None:
+            _err(f"no lines in the last {minutes:g} minutes")
         return 0
 
     return _guarded("logs", act)
@@ -384,11 +390,14 @@ def run_windows(common: Common, *, table: str | None, key: str | None, limit: in
         if not name:
             resources = Stack(common.stack, common.clients, time.sleep).require()
             name = status.table_of(resources, common.clients)
-        _, items = status.newest(name, common.clients, limit=limit, key=key)
+        keys, items = status.newest(name, common.clients, limit=limit, key=key)
+        if not items:
+            others = status.some_keys(name, keys, common.clients) if key is not None else []
+            _out(_no_items(name, key, others), sys.stderr if common.json else sys.stdout)
         if common.json:
-            _out(json.dumps(items, default=_jsonable))
-        else:
-            _say_items(name, items)
+            _out(json.dumps({"table": name, "items": items}, default=_jsonable))
+        elif items:
+            _say_items(items)
         return 0
 
     return _guarded("windows", act)
@@ -398,14 +407,17 @@ def _jsonable(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def _say_items(table: str, items: list[dict[str, Any]]) -> None:
+def _no_items(table: str, key: str | None, others: list[Any]) -> str:
+    if not others:
+        return f"table {table} holds no items yet"
+    return f"table {table} holds no window of key {key}; keys that it holds: {', '.join(map(str, others))}"
+
+
+def _say_items(items: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    if not items:
-        _out(f"table {table} holds no items yet")
-        return
     fences = "applied#"
     names = list(dict.fromkeys(name for item in items for name in item if not name.startswith(fences)))
     shown = Table(box=None, pad_edge=False, header_style="bold")

@@ -7,6 +7,7 @@ Sources: "Types of metrics for Lambda functions", AWS Lambda Developer Guide; "D
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -200,6 +201,13 @@ def newest(
         keys = _keys(client.describe_table(TableName=table)["Table"])
         found = _of_key(client, table, keys, key, limit) if key is not None else _all(client, table, keys)
         return keys, heapq.nlargest(limit, found, key=lambda item: str(item.get(WINDOW_START, "")))
+
+
+def some_keys(table: str, keys: TableKeys, clients: Clients, enough: int = 5) -> list[Any]:
+    """A few of the partition keys that the table's first items have. Raises DeployProblem."""
+    with clearly(f"reading table {table}"):
+        first = islice(_all(clients("dynamodb"), table, keys), 1000)
+        return list(dict.fromkeys(item[keys.partition.name] for item in first))[:enough]
 
 
 def _all(client: Any, table: str, keys: TableKeys) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,82 @@
+"""What the commands of a stack print, on mocked AWS: JSON on the last line, and words where there is nothing."""
+
+import json
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+from typer.testing import CliRunner
+
+from windlass import cli
+from windlass.commands import deploy as command
+from windlass.deploy.package import Package
+from windlass.deploy.source import Target
+
+TAXI = "examples/taxi/app.py:trips"
+LOG_ONLY = json.dumps({"Resources": {"FunctionLog": {"Type": "AWS::Logs::LogGroup", "Properties": {}}}})
+
+
+def run(*arguments: str, **more: Any) -> Any:
+    return CliRunner().invoke(cli.app, list(arguments), **more)
+
+
+@pytest.fixture(autouse=True)
+def aws(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(command, "package", lambda *_, **__: Package(b"zip", "ab" * 32, "app.h", Target(), [], []))
+    with mock_aws():
+        yield
+
+
+@pytest.fixture
+def totals() -> Any:
+    """A table named totals, as boto3 has it."""
+    return boto3.resource("dynamodb").create_table(
+        TableName="totals",
+        AttributeDefinitions=[
+            {"AttributeName": "vendorId", "AttributeType": "N"},
+            {"AttributeName": "windowStart", "AttributeType": "S"},
+        ],
+        KeySchema=[
+            {"AttributeName": "vendorId", "KeyType": "HASH"},
+            {"AttributeName": "windowStart", "KeyType": "RANGE"},
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+
+def test_windows_as_json_are_one_object(totals):
+    totals.put_item(Item={"vendorId": 1, "windowStart": "2026-01-01T00:00:00Z", "trips": 3})
+    told = run("windows", "--table", "totals", "--json")
+    item = {"vendorId": 1, "windowStart": "2026-01-01T00:00:00Z", "trips": 3}
+    assert json.loads(told.stdout) == {"table": "totals", "items": [item]}
+
+
+def test_a_key_without_windows_is_told_beside_keys_that_have_some(totals):
+    assert run("windows", "--table", "totals", "--key", "7").stdout == "table totals holds no items yet\n"
+    for vendor in range(8):
+        totals.put_item(Item={"vendorId": vendor, "windowStart": "2026-01-01T00:00:00Z"})
+    told = run("windows", "--table", "totals", "--key", "9").stdout
+    assert told.startswith("table totals holds no window of key 9; keys that it holds: ")
+    assert told.count(",") == 4
+    as_json = run("windows", "--table", "totals", "--key", "9", "--json")
+    assert (json.loads(as_json.stdout), as_json.stderr) == ({"table": "totals", "items": []}, told)
+
+
+def test_a_dry_run_as_json_is_one_object_on_the_last_line():
+    told = run("deploy", TAXI, "--stack", "taxi", "--dry-run", "--json")
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout) == {
+        "stack": "taxi",
+        "action": "none",
+        "region": "us-east-1",
+        "code": {"sha256": "ab" * 32, "bytes": 3},
+    }
+
+
+def test_a_log_without_lines_says_so_and_prints_nothing_else():
+    boto3.client("cloudformation").create_stack(StackName="taxi", TemplateBody=LOG_ONLY)
+    for more in ([], ["--json"]):
+        told = run("logs", "--stack", "taxi", *more)
+        assert (told.exit_code, told.stdout, told.stderr) == (0, "", "no lines in the last 10 minutes\n")
