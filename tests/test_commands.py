@@ -77,7 +77,13 @@ def test_ls_as_json_is_one_object(folder: str) -> None:
 
 def test_ls_takes_its_place_from_the_environment(folder: str) -> None:
     assert last_json(run("quarantine", "ls", "--json", WINDLASS_QUARANTINE=folder))["total"] == 10
-    assert run("quarantine", "ls").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["ls", "show"])
+def test_without_a_place_the_variable_is_named_that_would_give_one(command: str) -> None:
+    told = run("quarantine", command)
+    assert (told.exit_code, told.stderr.count("\n")) == (2, 1)
+    assert "no place is given: name it as WHERE, or in WINDLASS_QUARANTINE" in told.stderr
 
 
 def test_ls_of_nothing_says_so(tmp_path: Path) -> None:
@@ -85,9 +91,32 @@ def test_ls_of_nothing_says_so(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"nothing in quarantine at {tmp_path}\n")
 
 
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("/nonexist", "there is no folder /nonexist"),
+        ("none", "what is rejected is dropped there, on purpose"),
+        ("memory", "it ends with the process that rejects"),
+    ],
+)
+def test_a_place_that_cannot_hold_anything_says_why(where: str, why: str) -> None:
+    for command in ("ls", "show"):
+        told = run("quarantine", command, where)
+        assert (told.exit_code, told.stdout) == (0, f"nothing in quarantine at {where}: {why}\n")
+        as_json = run("quarantine", command, where, "--json")
+        assert (last_json(as_json)["total"], as_json.stderr) == (0, told.stdout)
+
+
+def test_a_position_where_nothing_was_rejected_says_so(folder: str) -> None:
+    told = run("quarantine", "show", folder, "--position", "123")
+    assert told.stdout == f"no record at position 123 among the 10 in quarantine at {folder}\n"
+
+
 def test_one_reason_can_be_picked(folder: str) -> None:
     for command in ("ls", "show"):
         assert last_json(run("quarantine", command, folder, "--reason", "not_utf8", "--json"))["total"] == 1
+        none = run("quarantine", command, folder, "--reason", "late").stdout
+        assert none == f"nothing in quarantine at {folder} for the reason late\n"
 
 
 def test_show_gives_the_newest_records_escaped(folder: str) -> None:

@@ -111,7 +111,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object,
 
 @quarantine_app.command("ls")
 def quarantine_ls(
-    where: WhereArgument,
+    where: WhereArgument = "",
     reason: ReasonOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
@@ -126,7 +126,7 @@ def quarantine_ls(
 
 @quarantine_app.command("show")
 def quarantine_show(
-    where: WhereArgument,
+    where: WhereArgument = "",
     reason: ReasonOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many records, the newest.")] = 20,
     position: Annotated[

@@ -16,7 +16,15 @@ import msgspec
 from windlass.commands.clients import ClientProblem, client
 from windlass.core.position import split
 from windlass.core.rejected import Reason, Rejected
-from windlass.quarantine import Quarantine, QuarantineProblem, open_quarantine
+from windlass.quarantine import (
+    WHERE_HELP,
+    FolderQuarantine,
+    MemoryQuarantine,
+    NoQuarantine,
+    Quarantine,
+    QuarantineProblem,
+    open_quarantine,
+)
 
 LATEST = 5
 TEXT_CHARACTERS_MAX = 400
@@ -45,8 +53,10 @@ def ls(options: Where, out: TextIO | None = None, err: TextIO | None = None) -> 
         total = sum(count.count for count in counted)
         answer = {"where": options.where, "total": total, "reasons": reasons, "latest": list(map(_plain, latest))}
         print(json.dumps(answer), file=out)
-    else:
+    elif counted:
         _print_counts(options, counted, latest, out)
+    if not counted:
+        print(_nothing_in(options), file=err if options.json else out)
     return 0
 
 
@@ -60,11 +70,12 @@ def show(
 ) -> int:
     """The records, newest first. Exit status: 0, or 2 when they could not be read."""
     out, err = out or sys.stdout, err or sys.stderr
-    total = 0
+    total = looked_at = 0
 
     def counted() -> Iterator[Rejected]:
-        nonlocal total
+        nonlocal total, looked_at
         for record in _records(options):
+            looked_at += 1
             if position is None or _is_at(record, position):
                 total += 1
                 yield record
@@ -77,11 +88,30 @@ def show(
     if options.json:
         answer = {"where": options.where, "total": total, "records": list(map(_plain, records))}
         print(json.dumps(answer), file=out)
-    else:
+    elif records:
         for record in records:
             print(_block(record), file=out)
         print(f"{len(records)} of {total} records", file=out)
+    if not records:
+        nothing = _nothing_in(options)
+        if looked_at:
+            nothing = f"no record at position {position} among the {looked_at} in quarantine at {options.where}"
+        print(nothing, file=err if options.json else out)
     return 0
+
+
+def _nothing_in(options: Where) -> str:
+    """That nothing is there, and why, where nothing could be."""
+    why = ""
+    match open_quarantine(options.where):
+        case NoQuarantine():
+            why = ": what is rejected is dropped there, on purpose"
+        case MemoryQuarantine():
+            why = ": it ends with the process that rejects"
+        case FolderQuarantine(folder=folder) if not folder.exists():
+            why = f": there is no folder {folder}"
+    of_reason = f" for the reason {options.reason}" if options.reason else ""
+    return f"nothing in quarantine at {options.where}{of_reason}{why}"
 
 
 def printable(data: bytes, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
@@ -123,6 +153,9 @@ class _Count:
 
 
 def _records(options: Where) -> Iterator[Rejected]:
+    if not options.where:
+        msg = f"no place is given: name it as WHERE, or in WINDLASS_QUARANTINE; it is {WHERE_HELP}"
+        raise QuarantineProblem(msg)
     if options.reason is not None and options.reason not in list(Reason):
         msg = f"there is no reason {options.reason!r}; the reasons are {', '.join(Reason)}"
         raise QuarantineProblem(msg)
@@ -164,9 +197,6 @@ def _print_counts(options: Where, counted: list[_Count], latest: list[Rejected],
     from rich.table import Table
     from rich.text import Text
 
-    if not counted:
-        print(f"nothing in quarantine at {options.where}", file=out)
-        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("reason", no_wrap=True)
     table.add_column("count", justify="right", no_wrap=True)
