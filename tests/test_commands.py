@@ -353,11 +353,43 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         moment_ms(text, T0)
 
 
-def test_a_client_of_an_endpoint_at_home_needs_no_credentials(monkeypatch) -> None:
+@pytest.fixture
+def unconfigured(monkeypatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mapping", "run", "APP", "--stream", "s"],
+        ["verify", "APP", "--stream", "s", "--table", "t"],
+        ["console"],
+        ["quarantine", "ls", "s3://some-bucket"],
+        ["status", "--stack", "s"],
+        ["windows", "--table", "t"],
+    ],
+)
+def test_every_command_says_alike_what_to_do_about_missing_credentials(
+    unconfigured, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    told = run(*(argument.replace("APP", f"{tmp_path}/app.py:trips") for argument in arguments))
+    assert told.exit_code == 2
+    assert told.stderr.endswith(": no AWS credentials; run aws configure (or aws sso login), or give --endpoint-url\n")
+    assert told.stderr.count("\n") == 1
+
+
+def test_a_profile_that_is_not_there_is_one_line(unconfigured) -> None:
+    told = run("windows", "--table", "t", AWS_PROFILE="nobody")
+    assert (told.exit_code, told.stderr.count("\n")) == (2, 1)
+    assert "The config profile (nobody) could not be found; see `aws configure list`" in told.stderr
+
+
+def test_a_client_of_an_endpoint_at_home_needs_no_credentials(unconfigured, monkeypatch) -> None:
     asked: list[object] = []  # the instance's role, which takes seconds where there is none
     monkeypatch.setattr(InstanceMetadataFetcher, "retrieve_iam_role_credentials", lambda self: asked.append(self) or {})
     kinesis = client("kinesis", endpoint_url="http://127.0.0.1:4566", region=None)

@@ -9,6 +9,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
+from windlass.deploy.problem import NO_CREDENTIALS
+
 _HOME = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, not bound to
 _REGION = "us-east-1"
 
@@ -30,20 +32,26 @@ def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any
     """
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
-    if is_home(endpoint_url):
-        # The instance's role is asked for over the network, which takes seconds where there is none.
-        session.get_component("credential_provider").remove("iam-role")
-        if session.get_credentials() is None:
-            session.set_credentials("local", "local")
-    region = region or session.get_config_variable("region") or _REGION
     style = {"addressing_style": "path"} if endpoint_url else {}
     config = Config(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, read_timeout=60, s3=style)
-    clients = boto3.Session(botocore_session=session, region_name=region)
     try:
-        return clients.client(service, endpoint_url=endpoint_url, config=config)
-    except (ValueError, BotoCoreError) as error:
+        if is_home(endpoint_url):
+            # The instance's role is asked for over the network, which takes seconds where there is none.
+            session.get_component("credential_provider").remove("iam-role")
+            if session.get_credentials() is None:
+                session.set_credentials("local", "local")
+        region = region or session.get_config_variable("region") or _REGION
+        clients = boto3.Session(botocore_session=session, region_name=region)
+        made = clients.client(service, endpoint_url=endpoint_url, config=config)
+    except BotoCoreError as error:  # before ValueError, as some of these are both
+        msg = f"{error}; see `aws configure list` for where profile, region and credentials come from"
+        raise ClientProblem(msg) from None
+    except ValueError as error:
         msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
         raise ClientProblem(msg) from None
+    if session.get_credentials() is None:
+        raise ClientProblem(NO_CREDENTIALS)
+    return made
 
 
 @cache

@@ -19,7 +19,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from windlass.deploy.package import Package
-from windlass.deploy.problem import DeployProblem
+from windlass.deploy.problem import NO_CREDENTIALS, DeployProblem
 from windlass.deploy.settings import Settings
 from windlass.table import DynamoTable, TableKeys, TableProblem
 
@@ -113,7 +113,7 @@ def clearly(doing: str) -> Iterator[None]:
     try:
         yield
     except (NoCredentialsError, PartialCredentialsError):
-        msg = f"{doing}: no AWS credentials; run aws configure (or aws sso login), or give --endpoint-url"
+        msg = f"{doing}: {NO_CREDENTIALS}"
         raise DeployProblem(msg) from None
     except ClientError as error:
         told = error.response.get("Error", {})
