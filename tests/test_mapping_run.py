@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from windlass.commands import mapping as command
 from windlass.local.cloud import Cloud
@@ -129,7 +130,10 @@ def test_a_terminal_shows_the_shards_and_not_every_call(cloud: Cloud, app: Path)
         ("{app}:nobody", "there", {}, "has no function 'nobody'"),
         ("{app}", "there", {}, "write path/app.py:handler"),
         ("nowhere.py:handler", "there", {}, "there is no file nowhere.py"),
-        ("{app}:handler", "missing", {}, "ResourceNotFoundException"),
+        ("{app}:handler", "missing", {}, "create the stream first or name another with --stream"),
+        ("{app}:handler", "there", {"consumer": "x"}, "register the consumer first or name another with --consumer"),
+        ("{app}:handler", "", {}, "Invalid length for parameter StreamName"),
+        ("{app}:handler", "there", {"checkpoints": Path("/")}, "Is a directory: '/'"),
         ("{app}:handler", "there", {"request": {"BatchSize": 0}}, "greater than or equal to 1"),
         ("{app}:handler", "there", {"assume": ["grace=1"]}, "--assume grace=1"),
         ("{app}:handler", "there", {"since": "yesterday"}, "'yesterday' is no moment"),
@@ -144,3 +148,87 @@ def test_what_cannot_begin_is_one_line(
     assert said.startswith("windlass mapping run: ")
     assert word in said
     assert said.count("\n") == 1
+
+
+# ── a declaration ───────────────────────────────────────────────────────────────────────────────────────────
+
+DECLARED = """
+from datetime import timedelta
+from windlass import Count, Record, Records, Windows, env
+
+class Trip(Record):
+    vendorId: int
+
+trips = Windows(Trip, key="vendorId", every=timedelta(seconds=1), totals={"n": Count()}, table=env("TRIPS_TABLE"))
+handler = trips.handler
+each = Records(Trip, table=env("TRIPS_TABLE"))
+"""
+
+
+@pytest.fixture
+def declared(cloud: Cloud, tmp_path: Path, monkeypatch) -> Path:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.endpoint_url)
+    monkeypatch.setenv("WINDLASS_QUARANTINE", "none")
+    monkeypatch.setenv("TRIPS_TABLE", "trips")
+    path = tmp_path / "app.py"
+    path.write_text(DECLARED)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tables(cloud: Cloud) -> None:
+    for name, keys in (("trips", ("vendorId", "windowStart")), ("others", ("vendorId",))):
+        cloud.client("dynamodb").create_table(
+            TableName=name,
+            AttributeDefinitions=[
+                {"AttributeName": key, "AttributeType": "N" if key == "vendorId" else "S"} for key in keys
+            ],
+            KeySchema=[
+                {"AttributeName": key, "KeyType": role} for key, role in zip(keys, ("HASH", "RANGE"), strict=False)
+            ],
+            BillingMode="PAY_PER_REQUEST",
+        )
+
+
+@pytest.mark.parametrize("name", ["trips", "handler"])
+def test_a_declaration_gives_the_window(cloud: Cloud, declared: Path, tables: None, name: str) -> None:
+    put(cloud, f"declared-{name}", "a")
+    status, counted, said = run(cloud, f"{declared}:{name}", f"declared-{name}")
+    assert (status, counted.get("errors")) == (0, 0), said
+    assert counted["finals"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "environ", "more", "word"),
+    [
+        ("trips", {}, {"request": {"TumblingWindowInSeconds": 5}}, "--tumbling-window 5 is not the window of"),
+        ("handler", {}, {"request": {"TumblingWindowInSeconds": 5}}, "which declares 1 s: leave it out"),
+        ("each", {}, {"request": {"TumblingWindowInSeconds": 5}}, "which declares none: leave it out"),
+        ("trips", {"TRIPS_TABLE": ""}, {}, "the environment variable TRIPS_TABLE is not set"),
+        ("trips", {"WINDLASS_QUARANTINE": ""}, {}, "the environment variable WINDLASS_QUARANTINE is not set"),
+        ("trips", {"WINDLASS_QUARANTINE": "gs://x"}, {}, "gs:// is not known"),
+        ("trips", {"TRIPS_TABLE": "nowhere"}, {}, "table nowhere in us-east-1"),
+        ("trips", {"TRIPS_TABLE": "others"}, {}, "it has partition key vendorId (N) and no sort key"),
+    ],
+)  # fmt: skip
+def test_what_a_declaration_would_trip_over_is_told_before_polling(
+    cloud: Cloud, declared: Path, tables: None, monkeypatch, name: str, environ: Any, more: Any, word: str
+) -> None:
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    status, _, said = run(cloud, f"{declared}:{name}", "there", **more)
+    assert (status, said.count("\n")) == (2, 1), said
+    assert word in said
+
+
+def test_a_table_that_may_not_be_described_is_no_reason_not_to_begin(cloud: Cloud, declared: Path, monkeypatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "DescribeTable")
+
+    client = cloud.client("dynamodb")
+    monkeypatch.setattr(client, "describe_table", refused)
+    monkeypatch.setattr("windlass.table.dynamo_client", lambda *_: client)
+    assert run(cloud, f"{declared}:trips", "there")[0] == 0

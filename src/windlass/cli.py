@@ -311,7 +311,9 @@ def mapping_run(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="At most so many records a call.")] = None,
     batching_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="Gather records so long.")] = None,
-    tumbling_window: Annotated[int | None, typer.Option(metavar="SECONDS", help="The length of a window.")] = None,
+    tumbling_window: Annotated[
+        int | None, typer.Option(metavar="SECONDS", help="The length of a window; a declaration's own when left out.")
+    ] = None,
     parallelization_factor: Annotated[int | None, typer.Option(help="Calls at a time, per shard.")] = None,
     retries: Annotated[int | None, typer.Option(help="Give a batch up after so many; never when left out.")] = None,
     record_age: Annotated[int | None, typer.Option(metavar="SECONDS", help="Give up older records.")] = None,

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +18,7 @@ from windlass.apps import AppProblem, load_handler
 from windlass.commands.clients import ClientProblem, client
 from windlass.commands.local import BadOption, assumptions
 from windlass.commands.verify import moment_ms
+from windlass.handler import RecordsHandler, WindowsHandler
 from windlass.local.destination import AwsDestination
 from windlass.local.mapping import Answered, Failed, Invoke, Outcome
 from windlass.local.mapping_settings import InvalidRequest, MappingSettings
@@ -31,6 +32,11 @@ from windlass.local.poller import (
     SubscribedStream,
     wall_clock_ms,
 )
+from windlass.produce.put import StreamError
+from windlass.produce.stream import TO_DO
+from windlass.quarantine import QuarantineProblem
+from windlass.settings import SettingMissing
+from windlass.table import TableProblem, Throttled
 from windlass.verify import CannotVerify
 
 if TYPE_CHECKING:
@@ -50,6 +56,11 @@ _PROBLEMS = (
     ClientError,
     ClientProblem,
     InvalidRequest,
+    OSError,
+    QuarantineProblem,
+    SettingMissing,
+    StreamError,
+    TableProblem,
     ValueError,
 )
 
@@ -84,7 +95,7 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
                 poller.stop()
                 refresh()
     except _PROBLEMS as problem:
-        print(f"windlass mapping run: {problem}", file=err)
+        print(f"windlass mapping run: {' '.join(str(problem).split())}", file=err)
         return 2
     counted = _counted(poller)
     print(json.dumps(counted), file=out)
@@ -94,9 +105,11 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
 def _poller(options: Options, err: TextIO, closed: ExitStack) -> Poller:
     """The poller, not started yet. What it reads with is closed with `closed`."""
     handler = load_handler(options.handler)
+    options = _as_declared(options, handler)
     kinesis = client("kinesis", endpoint_url=options.endpoint_url, region=options.region)
     closed.callback(kinesis.close)
     settings, stream = _source(options, kinesis)
+    _check_seams(handler)
     if isinstance(stream, SubscribedStream):
         closed.callback(stream.close)
 
@@ -121,16 +134,61 @@ def _poller(options: Options, err: TextIO, closed: ExitStack) -> Poller:
     )
 
 
+def _as_declared(options: Options, handler: Any) -> Options:
+    """With the window of a declaration, which calls of other windows would only fail. Raises BadOption."""
+    if not isinstance(handler, WindowsHandler | RecordsHandler):
+        return options
+    declared_s = handler.plan.every_s if isinstance(handler, WindowsHandler) else 0
+    given_s = options.request.get("TumblingWindowInSeconds", declared_s)
+    if given_s != declared_s:
+        msg = (
+            f"--tumbling-window {given_s} is not the window of {options.handler}, which declares "
+            f"{f'{declared_s} s' if declared_s else 'none'}: leave it out"
+        )
+        raise BadOption(msg)
+    return msgspec.structs.replace(options, request={**options.request, "TumblingWindowInSeconds": declared_s})
+
+
+def _check_seams(handler: Any) -> None:
+    """What a declaration's first call would trip over. Raises SettingMissing, QuarantineProblem, TableProblem."""
+    if not isinstance(handler, WindowsHandler | RecordsHandler):
+        return
+    try:
+        with suppress(Throttled):
+            handler.seams.table.check()
+    except TableProblem as problem:
+        cause = problem.__cause__  # whoever may write to a table need not be allowed to describe it
+        if not (isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "AccessDeniedException"):
+            raise
+
+
 def _source(options: Options, kinesis: Any) -> tuple[MappingSettings, PolledStream | SubscribedStream]:
     """The mapping's settings, and the stream as it reads it."""
-    stream_arn = kinesis.describe_stream_summary(StreamName=options.stream)["StreamDescriptionSummary"]["StreamARN"]
+    with _plainly(f"stream {options.stream!r}", kinesis):
+        summary = kinesis.describe_stream_summary(StreamName=options.stream)["StreamDescriptionSummary"]
+    stream_arn = summary["StreamARN"]
     if options.consumer is None:
         return _settings(options, stream_arn), PolledStream(kinesis, stream_arn)
-    described = kinesis.describe_stream_consumer(StreamARN=stream_arn, ConsumerName=options.consumer)
+    with _plainly(f"consumer {options.consumer!r} of stream {options.stream!r}", kinesis, consumer=True):
+        described = kinesis.describe_stream_consumer(StreamARN=stream_arn, ConsumerName=options.consumer)
     consumer_arn = described["ConsumerDescription"]["ConsumerARN"]
     settings = _settings(options, consumer_arn)
     pushed = msgspec.structs.replace(settings, poll_ms=PUSHED_POLL_MS, poll_ms_min=PUSHED_POLL_MS)
     return pushed, SubscribedStream(kinesis, consumer_arn)
+
+
+@contextmanager
+def _plainly(what: str, kinesis: Any, *, consumer: bool = False) -> Iterator[None]:
+    """What Kinesis refuses as a StreamError of one line that says what to do."""
+    to_do = TO_DO | {"AccessDeniedException": "allow kinesis:Describe*, ListShards, GetShardIterator and GetRecords"}
+    if consumer:
+        to_do["ResourceNotFoundException"] = "register the consumer first or name another with --consumer"
+    try:
+        yield
+    except ClientError as error:
+        code, said = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        msg = f"{what} at {kinesis.meta.endpoint_url}: {code}: {' '.join(said.split()).rstrip('. ')}"
+        raise StreamError(f"{msg}; {to_do[code]}" if code in to_do else msg) from None
 
 
 def _settings(options: Options, source_arn: str) -> MappingSettings:
