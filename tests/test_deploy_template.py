@@ -199,6 +199,10 @@ LOSSY = [
     (Settings(arch="arm"), "arch", "refused", "none of arm64, x86_64"),
     (Settings(python="3.9"), "python", "refused", "none of 3.11"),
     (Settings(log_days=31), "log_days", "refused", "none of 1, 3, 5"),
+    (Settings(stream="a,b"), "stream", "refused", "stream='a,b' is no name of a stream"),
+    (Settings(stream="a" * 129), "stream", "refused", "is no name of a stream"),
+    (Settings(table="ab"), "table", "refused", "table='ab' is no name of a table"),
+    (Settings(table="a/b/c"), "table", "refused", "is no name of a table"),
 ]
 
 
@@ -249,6 +253,14 @@ def test_a_settings_file_that_is_wrong_is_one_line(tmp_path, text, problem):
         read_settings(file)
     assert "\n" not in str(raised.value)
     assert str(file) in str(raised.value)
+
+
+def test_a_single_setting_of_the_wrong_kind_is_named_and_not_the_file(tmp_path):
+    file = tmp_path / "windlass.toml"
+    file.write_text("[deploy]\nbatch_size = 500\n")
+    with pytest.raises(DeployProblem, match=r"^--set memory_mb=lots: Expected `int") as raised:
+        read_settings(file, ["memory_mb=lots"])
+    assert str(file) not in str(raised.value)
 
 
 def test_a_setting_that_is_none_is_refused_by_name():

@@ -80,3 +80,10 @@ def test_a_log_without_lines_says_so_and_prints_nothing_else():
     for more in ([], ["--json"]):
         told = run("logs", "--stack", "taxi", *more)
         assert (told.exit_code, told.stdout, told.stderr) == (0, "", "no lines in the last 10 minutes\n")
+
+
+@pytest.mark.parametrize("name", ["bad_name", "1st", "", "a" * 129])
+def test_a_name_that_cloudformation_does_not_take_is_one_line(name: str):
+    told = run("deploy", TAXI, "--stack", name, "--dry-run")
+    assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (2, "", 1)
+    assert f"--stack {name!r}: a stack's name is a letter and up to 127 more" in told.stderr

@@ -19,7 +19,7 @@ from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
 from windlass.deploy.settings import FILE, Settings, Shape, check, read_settings
 from windlass.deploy.source import Target
-from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher
+from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher, check_stack_name
 from windlass.deploy.template import Format, render, shape_of
 
 
@@ -163,6 +163,7 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
     """Package, upload, create or update."""
 
     def act() -> int:
+        check_stack_name(common.stack)
         app, settings = _chosen(chosen)
         out = sys.stderr if common.json else sys.stdout
         stack = Stack(common.stack, common.clients, time.sleep)

@@ -7,6 +7,7 @@ Ranges: "CreateEventSourceMapping" and "CreateFunction", AWS Lambda API Referenc
 Reference; "PutRetentionPolicy", Amazon CloudWatch Logs API Reference.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -113,16 +114,22 @@ def read_settings(file: Path | None, chosen: Sequence[str] = ()) -> Settings:
     values: dict[str, Any] = {}
     if file:
         values = _table(file)
+        _convert(values, f"settings in {file} cannot be used: ")
     for text in chosen:
         name, separator, value = text.partition("=")
         if not separator or name not in Settings.__struct_fields__:
             msg = f"--set {text}: write name=value; the names are {', '.join(Settings.__struct_fields__)}"
             raise DeployProblem(msg)
         values[name] = _value(value)
+        _convert({name: values[name]}, f"--set {text}: ")
+    return msgspec.convert(values, Settings)
+
+
+def _convert(values: dict[str, Any], problem: str) -> None:
     try:
-        return msgspec.convert(values, Settings)
+        msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
-        msg = f"settings{f' in {file}' if file else ''} cannot be used: {error}"
+        msg = f"{problem}{error}"
         raise DeployProblem(msg) from None
 
 
@@ -169,6 +176,10 @@ _CHOICES: Mapping[str, Sequence[Any]] = {
     "python": PYTHONS,
     "starting_position": START_KINDS,
     "log_days": _LOG_DAYS,
+}
+_NAMES: Mapping[str, str] = {
+    "stream": r"[a-zA-Z0-9_.-]{1,128}",  # "CreateStream", Amazon Kinesis API Reference
+    "table": r"[a-zA-Z0-9_.-]{3,255}",  # "CreateTable", Amazon DynamoDB API Reference
 }
 
 
@@ -267,4 +278,8 @@ def _range_findings(settings: Settings) -> list[Finding]:
         value = getattr(settings, name)
         if value not in choices:
             found.append(Finding("refused", name, f"{name}={value} is none of {', '.join(map(str, choices))}"))
+    for name, pattern in _NAMES.items():
+        value = getattr(settings, name)
+        if value is not None and not value.startswith("arn:") and not re.fullmatch(pattern, value):
+            found.append(Finding("refused", name, f"{name}={value!r} is no name of a {name}: AWS takes {pattern}"))
     return found

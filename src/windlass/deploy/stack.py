@@ -12,6 +12,7 @@ Sources: "CreateChangeSet", "Stack status codes", AWS CloudFormation API Referen
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -122,6 +123,13 @@ def clearly(doing: str) -> Iterator[None]:
     except BotoCoreError as error:
         msg = f"{doing}: {' '.join(str(error).split())}"
         raise DeployProblem(msg) from None
+
+
+def check_stack_name(name: str) -> None:
+    """Raises DeployProblem for what CloudFormation does not take ("CreateStack", AWS CloudFormation API Reference)."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,127}", name):
+        msg = f"--stack {name!r}: a stack's name is a letter and up to 127 more letters, digits and hyphens"
+        raise DeployProblem(msg)
 
 
 class Stack:
