@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from moto.core.base_backend import BackendDict
 from moto.logs.models import logs_backends
+from typer.testing import CliRunner
 
+from windlass import cli
 from windlass.commands.local import BadOption, assumptions
 from windlass.local.certificate import tls_context
 from windlass.local.function import Settings
@@ -206,7 +208,25 @@ def test_assumptions_are_read_by_name_and_type() -> None:
     assert assumptions(given) == Assumptions(grace_ms=5, final_blocks=False, early_call="next")
 
 
-@pytest.mark.parametrize("text", ["grace_ms", "nothing=1", "grace_ms=soon", "early_call=never"])
-def test_an_assumption_that_is_none_is_refused_by_name(text: str) -> None:
-    with pytest.raises(BadOption, match="--assume"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("grace_ms", "write name=value; the names are final_carries_records"),
+        ("nothing=1", "write name=value"),
+        ("grace_ms=soon", "grace_ms is a whole number; found 'soon'"),
+        ("keep_window=maybe", "keep_window is true or false; found 'maybe'"),
+        ("early_call=never", "early_call is extra or extra-final or next; found 'never'"),
+    ],
+)
+def test_an_assumption_that_is_none_is_refused_by_name(text: str, says: str) -> None:
+    with pytest.raises(BadOption, match=f"^--assume {text}: {says}"):
         assumptions([text])
+
+
+@pytest.mark.parametrize("command", [["local"], ["mapping", "run"]])
+def test_the_assumptions_are_listed_with_their_defaults_and_meanings(command: list[str]) -> None:
+    told = CliRunner().invoke(cli.app, [*command, "--assume", "help"])
+    assert told.exit_code == 0
+    lines = told.stdout.splitlines()
+    assert [line.partition("=")[0] for line in lines] == list(Assumptions.__struct_fields__)
+    assert " ".join(lines[-1].split()).startswith("repeat_every=0 Fault injection: every n-th successful call")

@@ -236,9 +236,23 @@ def demo(
     raise typer.Exit(command.run(app, options, as_json=json, console=port, hold=hold))
 
 
+def _tell_assumptions(given: list[str] | None) -> list[str] | None:
+    if given and "help" in given:
+        from windlass.commands.local import assumptions_help
+
+        print(assumptions_help())
+        raise typer.Exit
+    return given
+
+
 AssumeOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="What Lambda does where AWS does not say: grace_ms=0, say. Repeatable."),
+    typer.Option(
+        metavar="NAME=VALUE",
+        is_eager=True,
+        callback=_tell_assumptions,
+        help="What Lambda does where AWS does not say: grace_ms=0, say; help lists them. Repeatable.",
+    ),
 ]
 
 

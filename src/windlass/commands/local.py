@@ -1,13 +1,16 @@
 """`windlass local`: the local AWS endpoint, in the foreground, until Ctrl-C."""
 
+import ast
+import inspect
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, get_args, get_type_hints
 
 import msgspec
 
@@ -87,19 +90,43 @@ def _console(cloud: "Cloud", port: int, stack: ExitStack) -> str:
 
 def assumptions(given: Sequence[str]) -> Assumptions:
     """`name=value` pairs over the defaults. Raises BadOption."""
-    named = {}
+    named: dict[str, Any] = {}
+    types = get_type_hints(Assumptions)
     for text in given:
         name, separator, value = text.partition("=")
-        if not separator or name not in Assumptions.__struct_fields__:
-            known = ", ".join(Assumptions.__struct_fields__)
-            msg = f"--assume {text}: write name=value; the names are {known}"
+        if not separator or name not in types:
+            msg = f"--assume {text}: write name=value; the names are {', '.join(types)}"
             raise BadOption(msg)
-        named[name] = value
-    try:
-        return msgspec.convert(named, Assumptions, strict=False)
-    except msgspec.ValidationError as error:
-        msg = f"--assume: {error}"
-        raise BadOption(msg) from None
+        try:
+            named[name] = msgspec.convert(value, types[name], strict=False)
+        except msgspec.ValidationError:
+            msg = f"--assume {text}: {name} is {_kind(types[name])}; found {value!r}"
+            raise BadOption(msg) from None
+    return Assumptions(**named)
+
+
+def _kind(type_: Any) -> str:
+    return {bool: "true or false", int: "a whole number"}.get(type_) or " or ".join(get_args(type_))
+
+
+def assumptions_help() -> str:
+    """Each assumption on a line: its name, its default, what it means, what it may be."""
+    types, meanings = get_type_hints(Assumptions), _meanings()
+    defaults = {name: f"{name}={value}".lower() for name, value in msgspec.structs.asdict(Assumptions()).items()}
+    width = max(map(len, defaults.values()))
+    return "\n".join(
+        f"{default:<{width}}  {meanings[name]} ({_kind(types[name])})" for name, default in defaults.items()
+    )
+
+
+def _meanings() -> dict[str, str]:
+    """The text below each field in the source: Python keeps it nowhere else."""
+    body = ast.parse(inspect.getsource(Assumptions)).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
 
 
 def _greeting(endpoint_url: str, data: Path | None) -> str:
