@@ -87,3 +87,25 @@ def test_a_name_that_cloudformation_does_not_take_is_one_line(name: str):
     told = run("deploy", TAXI, "--stack", name, "--dry-run")
     assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (2, "", 1)
     assert f"--stack {name!r}: a stack's name is a letter and up to 127 more" in told.stderr
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "closed"])
+def test_destroy_without_a_yes_says_that_nothing_was_deleted_and_how_not_to_be_asked(answer: str):
+    boto3.client("cloudformation").create_stack(StackName="taxi", TemplateBody=LOG_ONLY)
+    told = run("destroy", "--stack", "taxi", "--json", input=answer)
+    assert told.exit_code == 1
+    assert told.stderr.endswith("nothing was deleted; --yes deletes without asking\n")
+    assert json.loads(told.stdout.splitlines()[-1]) == {"stack": "taxi", "deleted": [], "kept": []}
+    assert boto3.client("cloudformation").describe_stacks(StackName="taxi")["Stacks"]
+
+
+def test_what_aws_refuses_on_the_way_is_one_line_and_status_2():
+    stream = {"Stream": {"Type": "AWS::Kinesis::Stream", "Properties": {"ShardCount": 1}}}
+    role = {"FunctionRole": {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {}}}}
+    body = json.dumps({"Resources": stream | role})
+    boto3.client("cloudformation").create_stack(
+        StackName="taxi", TemplateBody=body, Capabilities=["CAPABILITY_NAMED_IAM"]
+    )
+    told = run("windows", "--stack", "taxi")
+    assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (2, "", 1)
+    assert told.stderr.startswith("windlass windows: asking AWS: NoSuchEntity")

@@ -1,5 +1,6 @@
 """The commands: parse, call, print. What they do lives in the rooms that they call."""
 
+import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -510,6 +511,14 @@ def windows(
     raise typer.Exit(command.run_windows(common, table=table, key=key, limit=limit))
 
 
+def _confirmed(text: str) -> bool:
+    try:
+        return typer.confirm(text, err=True)
+    except typer.Abort:  # Ctrl-C, or nobody there to answer
+        print(file=sys.stderr)
+        return False
+
+
 @app.command()
 def destroy(
     stack: StackOption,
@@ -523,7 +532,7 @@ def destroy(
     from windlass.commands import deploy as command
 
     common = command.Common(stack=stack, endpoint_url=endpoint_url, region=region, json=json)
-    raise typer.Exit(command.run_destroy(common, yes=yes, data=data, ask=lambda text: typer.confirm(text, err=True)))
+    raise typer.Exit(command.run_destroy(common, yes=yes, data=data, ask=_confirmed))
 
 
 @app.command()

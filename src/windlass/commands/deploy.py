@@ -19,7 +19,7 @@ from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
 from windlass.deploy.settings import FILE, Settings, Shape, check, read_settings
 from windlass.deploy.source import Target
-from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher, check_stack_name
+from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher, check_stack_name, clearly
 from windlass.deploy.template import Format, render, shape_of
 
 
@@ -65,7 +65,8 @@ def _err(text: str) -> None:
 def _guarded(name: str, act: Callable[[], int]) -> int:
     """Problems as one line and exit status 2, Ctrl-C as 130."""
     try:
-        return act()
+        with clearly("asking AWS"):
+            return act()
     except (AppProblem, ClientProblem, DeployProblem) as problem:
         _err(f"windlass {name}: {problem}")
         return 2
@@ -273,7 +274,9 @@ def run_destroy(common: Common, *, yes: bool, data: bool, ask: Callable[[str], b
         if data and kept:
             what += f", AND {' and '.join(kept)}"
         if not yes and not ask(f"delete {what}?"):
-            _out("nothing was deleted")
+            _err("nothing was deleted; --yes deletes without asking")
+            if common.json:
+                _out(json.dumps({"stack": common.stack, "deleted": [], "kept": list(filter(None, (table, bucket)))}))
             return 1
         stack.delete(_watcher(sys.stderr if common.json else sys.stdout))
         gone, left = _sweep(table, bucket, clients, data=data)
