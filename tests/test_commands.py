@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.builders import trip
 from windlass import cli
+from windlass.commands import clients
 from windlass.commands.clients import ClientProblem, client
 from windlass.commands.quarantine import printable
 from windlass.commands.verify import moment_ms, quarantine_lines, show
@@ -384,6 +385,7 @@ def test_every_command_says_alike_what_to_do_about_missing_credentials(
 
 
 def test_a_profile_that_is_not_there_is_one_line(unconfigured) -> None:
+    clients._loader.cache_clear()  # which asks for the profile too, the first time
     told = run("windows", "--table", "t", AWS_PROFILE="nobody")
     assert (told.exit_code, told.stderr.count("\n")) == (2, 1)
     assert "The config profile (nobody) could not be found; see `aws configure list`" in told.stderr

@@ -75,6 +75,13 @@ def test_a_dry_run_as_json_is_one_object_on_the_last_line():
     }
 
 
+def test_a_dry_run_needs_no_credentials():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        assert run("deploy", TAXI, "--stack", "taxi", "--dry-run").exit_code == 0
+
+
 def test_a_log_without_lines_says_so_and_prints_nothing_else():
     boto3.client("cloudformation").create_stack(StackName="taxi", TemplateBody=LOG_ONLY)
     for more in ([], ["--json"]):

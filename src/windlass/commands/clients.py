@@ -25,16 +25,16 @@ def is_home(endpoint_url: str | None) -> bool:
 
 
 def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any:
-    """A client of the service. Raises ClientProblem.
+    """A client of the service. Raises ClientProblem, as its calls do where there are no credentials.
 
     The region is the one given, else the one of the AWS configuration, else us-east-1. An endpoint on this machine
     gets made-up credentials where there are none.
     """
     session = botocore.session.Session()
-    session.register_component("data_loader", _loader())
     style = {"addressing_style": "path"} if endpoint_url else {}
     config = Config(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, read_timeout=60, s3=style)
     try:
+        session.register_component("data_loader", _loader())
         if is_home(endpoint_url):
             # The instance's role is asked for over the network, which takes seconds where there is none.
             session.get_component("credential_provider").remove("iam-role")
@@ -49,8 +49,12 @@ def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any
     except ValueError as error:
         msg = f"--endpoint-url {endpoint_url}: {error}; an endpoint looks like http://127.0.0.1:4566"
         raise ClientProblem(msg) from None
-    if session.get_credentials() is None:
-        raise ClientProblem(NO_CREDENTIALS)
+
+    def need_credentials(**_: object) -> None:
+        if session.get_credentials() is None:
+            raise ClientProblem(NO_CREDENTIALS)
+
+    made.meta.events.register("before-sign", need_credentials)  # not now: a dry run asks AWS for nothing
     return made
 
 
