@@ -255,6 +255,11 @@ def test_a_settings_file_that_is_wrong_is_one_line(tmp_path, text, problem):
     assert str(file) in str(raised.value)
 
 
+def test_a_setting_that_is_text_may_look_like_a_number():
+    assert read_settings(None, ["python=3.12", "stream=2024"]).python == "3.12"
+    assert read_settings(None, ["stream=2024", "memory_mb=512"]).stream == "2024"
+
+
 def test_a_single_setting_of_the_wrong_kind_is_named_and_not_the_file(tmp_path):
     file = tmp_path / "windlass.toml"
     file.write_text("[deploy]\nbatch_size = 500\n")

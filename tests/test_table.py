@@ -446,6 +446,8 @@ def test_eight_shards_meet_in_one_item_at_the_same_time(form: servers.Form, keys
 
 
 def test_many_writers_of_minima_that_meet_in_one_item_all_get_through(form: servers.Form) -> None:
+    if form.name == "moto":
+        pytest.skip("moto is not made for calls at the same time")
     table, key = form.table(HISTORY), servers.own_key()
 
     def flush(shard: int) -> int:

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 
@@ -120,9 +120,13 @@ def read_settings(file: Path | None, chosen: Sequence[str] = ()) -> Settings:
         if not separator or name not in Settings.__struct_fields__:
             msg = f"--set {text}: write name=value; the names are {', '.join(Settings.__struct_fields__)}"
             raise DeployProblem(msg)
-        values[name] = _value(value)
+        read = _value(value)
+        values[name] = value if name in _TEXTS and not isinstance(read, str) else read  # python=3.12 is no number
         _convert({name: values[name]}, f"--set {text}: ")
     return msgspec.convert(values, Settings)
+
+
+_TEXTS = {name for name, kind in get_type_hints(Settings).items() if kind in (str, str | None)}
 
 
 def _convert(values: dict[str, Any], problem: str) -> None:
