@@ -203,6 +203,21 @@ def test_a_stream_made_again_under_its_name_is_read_from_its_beginning(started, 
     assert sorted(function.numbers()) == [1, 2, 7, 8]
 
 
+def test_a_shard_that_is_listed_open_again_after_a_crash_goes_on_where_it_had_ended(started):
+    function = Function()
+    stream = Shards({"a": records(1, 2), "b": []}, parents={"b": ("a",)})
+    checkpoints = MemoryCheckpoints()
+    poller = started(stream, function, checkpoints=checkpoints)
+    assert poller.settle(timeout_s=WAIT_S)
+    poller.stop()
+    stream.records, stream.parents, stream.closed = {"a": records(1, 3)}, {}, set()
+    poller = started(stream, function, checkpoints=checkpoints)
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers() == [1, 2, 3]
+    stream.records["b"], stream.parents, stream.closed = records(4), {"b": ("a",)}, {"a"}
+    until(lambda: function.numbers() == [1, 2, 3, 4])
+
+
 def test_a_failing_shard_slows_no_other(started):
     bad = threading.Event()
 

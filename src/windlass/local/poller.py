@@ -693,11 +693,12 @@ class Poller:
             known = {shard.shard_id for shard in listed}
             self._ended |= {shard_id for shard_id, loop in self._loops.items() if loop.done}
             for shard in listed:
-                if shard.follows(held.get(shard.shard_id)):
+                begin = self._begins_again(shard, held.get(shard.shard_id))
+                if begin is not None:
                     self._ended.discard(shard.shard_id)
                     self._loops.pop(shard.shard_id, None)
-                    self._checkpoints.save(Checkpoint(shard.shard_id, TRIM_HORIZON))
-                    del held[shard.shard_id]
+                    held[shard.shard_id] = Checkpoint(shard.shard_id, begin)
+                    self._checkpoints.save(held[shard.shard_id])
             unbegun = [
                 shard for shard in listed if shard.shard_id not in self._loops and shard.shard_id not in self._ended
             ]
@@ -705,6 +706,16 @@ class Poller:
                 if all(parent in self._ended or parent not in known for parent in shard.parents):
                     self._begin(held.get(shard.shard_id) or Checkpoint(shard.shard_id, TRIM_HORIZON))
             return len(unbegun)
+
+    def _begins_again(self, shard: Shard, held: Checkpoint | None) -> Position | None:
+        """Where a shard that had ended is to be read from once more; None: nowhere."""
+        if shard.follows(held):
+            return TRIM_HORIZON
+        # A crash may take the end of a shard back, of a stream in memory, and leave the checkpoint. A shard that
+        # ended here is no such one: the listing may be older than its end.
+        if held is not None and held.ended and not shard.closed and shard.shard_id not in self._loops:
+            return held.position
+        return None
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         if self._stopping:
