@@ -408,6 +408,8 @@ def test_bisecting_gives_up_the_bad_records_and_nothing_else(bad, size):
 
 # --- batchItemFailures -----------------------------------------------------------------------------------------
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
 REPORTS = [
     (b"{}", "success"),
     (b"[]", "success"),
@@ -427,6 +429,9 @@ REPORTS = [
     (b'{"batchItemFailures": [{"itemIdentifier": "99"}]}', "failure"),
     (b'{"batchItemFailures": [{"itemIdentifier": "2"}, {"itemIdentifier": "99"}]}', "failure"),
     (b'{"batchItemFailures": {}}', "failure"),
+    (b'{"batchItemFailures": [{"itemIdentifier": "\xff"}]}', "failure"),
+    pytest.param(b'{"batchItemFailures": [{"itemIdentifier": "2", "deep": %b}]}' % DEEP, "failure", id="deep failures"),
+    pytest.param(b'{"deep": %b}' % DEEP, "failure", id="deep"),
     (b"7", "failure"),
     (b"{", "failure"),
 ]
@@ -757,6 +762,8 @@ BAD_STATES = [
     b'{"state": {"a": 1e999}}',
     b'{"state": {"a": "\xff"}}',
     b'{"state": {',
+    pytest.param(b'{"state": {"a": %b}}' % DEEP, id="deep state"),
+    pytest.param(b'{"state": {}, "deep": %b}' % DEEP, id="deep"),
 ]
 
 

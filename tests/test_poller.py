@@ -1,5 +1,6 @@
 """The thread driver: against moto in this process, and against streams of our own where threads must be seen."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -330,8 +331,32 @@ def test_what_ends_a_loop_is_raised_where_it_is_stopped():
     poller = Poller(settings(), Shards({"a": records(1)}), InProcess(Function(), FUNCTION), checkpoints=Full())
     poller.start()
     assert not poller.settle(timeout_s=WAIT_S)
+    assert poller.last_result == "PROBLEM: a is not read any more: OSError: disk full"
+    assert [each.trouble for each in poller.status()] == ["OSError: disk full"]
     with pytest.raises(OSError, match="disk full"):
         poller.stop()
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("error", [OSError("no more files"), KeyboardInterrupt("a library's own")])
+def test_an_invoker_that_raises_fails_its_call_only(lanes, error):
+    function = Function()
+    raised = [error]
+
+    def invoke(call: Invoke) -> Answered | Failed:
+        if raised:
+            raise raised.pop()
+        return InProcess(function, FUNCTION)(call)
+
+    seen: list[Any] = []
+    config = settings(parallelization=lanes)
+    poller = Poller(config, Shards({"a": records(1)}), invoke, observe=lambda call, outcome: seen.append(outcome))
+    poller.start()
+    assert poller.settle(timeout_s=WAIT_S)
+    poller.stop()
+    failed, answered = seen
+    assert (failed.error_type, failed.message) == (type(error).__name__, str(error))
+    assert (isinstance(answered, Answered), function.numbers()) == (True, [1])
 
 
 def test_nothing_processed_is_the_first_result(started):
@@ -387,20 +412,39 @@ def test_an_answer_is_written_as_lambdas_runtime_writes_it(returned, body):
     assert outcome == Answered(body, request_id="r")
 
 
-@pytest.mark.parametrize("returned", [{1, 2}, object(), b"bytes"])
+def nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize(
+    "returned", [{1, 2}, object(), b"bytes", nested(100_000)], ids=["set", "object", "bytes", "deep"]
+)
 def test_an_answer_that_is_not_json_is_a_function_error(returned):
     outcome = InProcess(lambda event, context: returned, FUNCTION)(CALL)
     assert isinstance(outcome, Failed)
     assert outcome.error_type == "Runtime.MarshalError"
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit("no"), asyncio.CancelledError("no"), GeneratorExit("no")]
+)
 def test_whatever_a_function_raises_is_a_function_error(error):
     def function(event: Any, context: Any) -> None:
         raise error
 
     outcome = InProcess(function, FUNCTION, new_id=lambda: "r")(CALL)
     assert outcome == Failed(type(error).__name__, "no", request_id="r")
+
+
+def test_ctrl_c_in_a_function_ends_its_caller():
+    def function(event: Any, context: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        InProcess(function, FUNCTION)(CALL)
 
 
 def test_the_context_says_who_is_called_and_how_long_it_may_take():

@@ -461,6 +461,9 @@ class _ItemFailure(msgspec.Struct):
 # Answers without an object that report no failure, as documented; any other is unusable (assumed).
 _EMPTY_ANSWERS = (b"null", b"[]", b'""', b"")
 
+# What msgspec raises for bytes that are not JSON, not UTF-8, or nested too deep.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _read_answer = msgspec.json.Decoder(_Answer).decode
 _read_failures = msgspec.json.Decoder(list[_ItemFailure] | None).decode
 
@@ -955,7 +958,7 @@ def _answer(body: bytes) -> _Answer | None:
     """The members of an answer; None: it is JSON, or not even that, but no object."""
     try:
         return _read_answer(body)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None
 
 
@@ -972,7 +975,7 @@ def _state(answer: _Answer | None) -> bytes | str:
     try:
         state = msgspec.json.format(bytes(answer.state), indent=-1)
         usable = isinstance(msgspec.json.decode(state), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         usable = False
     if not usable:
         return f"state is a JSON object; found {bytes(answer.state)[:40]!r}"
@@ -987,7 +990,7 @@ def _judge_report(records: list[_Record], answer: _Answer | None) -> _Judgement:
         return _Judgement(Verdict.DONE)
     try:
         failures = _read_failures(answer.batchItemFailures)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         return _Judgement(Verdict.FAILED, why=f"batchItemFailures: {error}")
     if not failures:
         return _Judgement(Verdict.DONE)

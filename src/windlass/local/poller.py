@@ -14,6 +14,7 @@ Where a shard begins: at its checkpoint. Without one, the shards of the very fir
 mapping's starting position, and every shard that appears later at its beginning, as nothing of it was missed.
 """
 
+import asyncio
 import json
 import logging
 import queue
@@ -330,6 +331,10 @@ class Context:
         return max(0, self._deadline_ms - self._now_ms())
 
 
+# What a function may raise: Lambda reports it all. What a caller raises to end itself (Ctrl-C, a test) is not among it.
+_RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
+
+
 class InProcess:
     """Any callable of (event, context) as the mapping's function, with what Lambda's runtime does around it.
 
@@ -356,11 +361,11 @@ class InProcess:
         context = Context(self._arn, request_id, self._now_ms() + self._timeout_ms, self._now_ms)
         try:
             result = self._function(call.event(), context)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (Lambda reports whatever a function raises)
+        except _RAISED as error:
             return Failed(type(error).__name__, str(error), request_id=request_id)
         try:
             body = json.dumps(result, ensure_ascii=False, default=_decimal).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             return Failed("Runtime.MarshalError", f"Unable to marshal response: {error}", request_id=request_id)
         return Answered(body, request_id=request_id)
 
@@ -521,7 +526,11 @@ class _ShardLoop(threading.Thread):
             return FetchFailed(str(error))
 
     def _call(self, call: Invoke) -> Outcome:
-        outcome: Outcome = _on_lane(self._seams.invoke(call), call.lane)
+        outcome: Outcome
+        try:
+            outcome = _on_lane(self._seams.invoke(call), call.lane)
+        except BaseException as error:  # noqa: BLE001  (an invoker raises nothing; one that does fails this call only)
+            outcome = Failed(type(error).__name__, str(error), lane=call.lane)
         if isinstance(outcome, Failed):
             log.warning("%s: the function failed: %s: %s", call.shard_id, outcome.error_type, outcome.message)
         self._seams.observe(call, outcome)
@@ -531,9 +540,13 @@ class _ShardLoop(threading.Thread):
         outcome: Outcome
         try:
             outcome = self._call(call)
-        except BaseException as error:  # noqa: BLE001  (an invoker raises nothing; one that does must not hang us)
+        except BaseException as error:  # noqa: BLE001  (an observer that raises must not hang us)
             outcome = Failed(type(error).__name__, str(error), lane=call.lane)
         self._inbox.put(outcome)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _on_lane(outcome: Any, lane: int) -> Any:
@@ -646,9 +659,13 @@ class Poller:
 
     @property
     def last_result(self) -> str:
-        """LastProcessingResult over all shards."""
+        """LastProcessingResult over all shards; a loop that has ended with an error comes first."""
         with self._lock:
-            results = {loop.machine.last_result for loop in self._loops.values()}
+            loops = list(self._loops.values())
+        for loop in loops:
+            if loop.error is not None:
+                return f"PROBLEM: {loop.machine.shard_id} is not read any more: {_in_words(loop.error)}"
+        results = {loop.machine.last_result for loop in loops}
         return next((result for result in (PROBLEM, PROCESSED) if result in results), NOTHING_PROCESSED)
 
     def status(self) -> list[ShardStatus]:
@@ -660,7 +677,7 @@ class Poller:
                 shard_id,
                 Counters(**{name: getattr(loop.machine.counters, name) for name in Counters.__slots__}),
                 loop.machine.window,
-                loop.machine.trouble,
+                _in_words(loop.error) if loop.error else loop.machine.trouble,
                 loop.done,
             )
             for shard_id, loop in loops
