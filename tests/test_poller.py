@@ -86,9 +86,7 @@ class Shards:
         if fetch.shard_id in self.trouble:
             raise self.trouble[fetch.shard_id]
         position = fetch.position
-        if position == LATEST:
-            return Fetched([], ended=fetch.shard_id in self.closed)
-        held = list(self.records[fetch.shard_id])
+        held = [each for each in self.records[fetch.shard_id] if each.arrival_ms >= position.at_ms]
         at = int(position.sequence or 0) - (position.kind == "AT_SEQUENCE_NUMBER")
         taken = [each for each in held if int(each.sequence) > at]
         return Fetched(taken, ended=fetch.shard_id in self.closed)
@@ -178,11 +176,11 @@ def test_a_shard_whose_parents_are_gone_from_the_listing_begins_at_once(started)
 def test_a_shard_that_appears_later_is_read_from_its_beginning(started):
     function = Function()
     stream = Shards({"a": records(1)})
-    poller = started(stream, function, settings(start=LATEST))
+    config = settings(start=Position("AT_TIMESTAMP", at_ms=wall_clock_ms() + 60_000))
+    poller = started(stream, function, config)
     assert poller.settle(timeout_s=WAIT_S)
     stream.records["b"] = records(7)
     until(lambda: function.numbers() == [7])
-    assert {fetch.position for fetch in stream.fetches if fetch.shard_id == "a"} == {LATEST}
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -295,14 +293,28 @@ def test_a_mapping_goes_on_after_a_restart_where_it_stopped(started, tmp_path):
     assert FileCheckpoints(path).load()["a"].ended
 
 
-def test_latest_is_remembered_for_a_shard_of_which_nothing_was_read(started):
+def test_latest_is_when_the_mapping_first_began_however_often_it_is_restarted_before_a_record(started):
     checkpoints = MemoryCheckpoints()
-    stream = Shards({"a": records(1)})
+    function = Function()
+    stream = Shards({"a": [StreamRecord("1", "k", 0, b"{}")]})
     for _ in range(2):
-        poller = started(stream, Function(), settings(start=LATEST), checkpoints=checkpoints)
+        poller = started(stream, function, settings(start=LATEST), checkpoints=checkpoints)
         assert poller.settle(timeout_s=WAIT_S)
         poller.stop()
-    assert {fetch.position for fetch in stream.fetches} == {LATEST}
+        stream.records["a"] += records(len(stream.records["a"]) + 1)
+    assert (function.numbers(), len({fetch.position for fetch in stream.fetches})) == ([2], 1)
+
+
+def test_what_is_put_while_the_first_reads_from_latest_fail_is_read(started):
+    function = Function()
+    stream = Shards({"a": [StreamRecord("1", "k", 0, b"{}")]})
+    poller = started(stream, function, settings(start=LATEST))
+    assert poller.settle(timeout_s=WAIT_S)
+    stream.trouble["a"] = RuntimeError("throttled")
+    until(lambda: poller.status()[0].counters.fetch_failures > 0)
+    stream.records["a"] += records(2)
+    del stream.trouble["a"]
+    until(lambda: function.numbers() == [2])
 
 
 def test_damaged_checkpoints_are_one_clear_error(tmp_path):
@@ -525,6 +537,25 @@ def test_the_iterator_of_the_last_read_is_used_where_it_fits():
         ),
         ("get_records", {"ShardIterator": "i3", "Limit": 10}),
     ]
+
+
+def test_from_a_time_nothing_earlier_is_read_also_where_an_endpoint_knows_whole_seconds_only():
+    later = {
+        **RECORD,
+        "SequenceNumber": "8",
+        "ApproximateArrivalTimestamp": datetime(2023, 11, 14, 22, 14, 1, tzinfo=UTC),
+    }
+    endpoint = Endpoint(
+        get_shard_iterator=[{"ShardIterator": "i1"}],
+        get_records=[
+            {"Records": [RECORD], "NextShardIterator": "i2"},
+            {"Records": [RECORD, later, RECORD], "NextShardIterator": "i3"},
+        ],
+    )
+    stream = PolledStream(endpoint, STREAM)
+    since = Fetch("a", Position("AT_TIMESTAMP", at_ms=1_700_000_041_000), 10)
+    assert stream.fetch(since).records == []
+    assert [each.sequence for each in stream.fetch(since).records] == ["8", "7"]
 
 
 def test_a_missing_next_iterator_ends_the_shard_and_names_its_children():

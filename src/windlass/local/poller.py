@@ -11,7 +11,8 @@ ParallelizationFactor the calls of a shard run in a pool of that many threads. T
 `windlass.local.mapping`; here is only the driving.
 
 Where a shard begins: at its checkpoint. Without one, the shards of the very first listing begin at the
-mapping's starting position, and every shard that appears later at its beginning, as nothing of it was missed.
+mapping's starting position (LATEST: the time of that listing), and every shard that appears later at its
+beginning, as nothing of it was missed.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +57,7 @@ from windlass.local.mapping import (
     Wait,
 )
 from windlass.local.mapping_settings import (
+    LATEST,
     NOTHING_PROCESSED,
     PROBLEM,
     PROCESSED,
@@ -123,7 +126,7 @@ class PolledStream:
     def fetch(self, fetch: Fetch) -> Fetched:
         closed = fetch.shard_id in self._closed
         answer = self._client.get_records(ShardIterator=self._iterator(fetch), Limit=fetch.limit)
-        records = [_stream_record(record) for record in answer["Records"]]
+        records = _stream_records(answer["Records"], fetch.position)
         behind_ms = answer.get("MillisBehindLatest", 0)
         following = answer.get("NextShardIterator")
         if following is not None:
@@ -223,7 +226,7 @@ class _Subscription:
                     raise pushed
                 self._broken = pushed  # told by the next read, which may then begin a new subscription
                 break
-            records += [_stream_record(record) for record in pushed["Records"]]
+            records += _stream_records(pushed["Records"], TRIM_HORIZON if records else self.position)
             self._behind_ms = pushed.get("MillisBehindLatest", 0)
             ended = pushed.get("ContinuationSequenceNumber") is None
             children = tuple(child["ShardId"] for child in pushed.get("ChildShards") or ())
@@ -290,6 +293,12 @@ def _shard(listed: dict[str, Any]) -> Shard:
         "EndingSequenceNumber" in numbers,
         numbers["StartingSequenceNumber"],
     )
+
+
+def _stream_records(given: list[dict[str, Any]], position: Position) -> list[StreamRecord]:
+    """What is read from a position. From a time, an endpoint that takes whole seconds gives earlier records too."""
+    records = map(_stream_record, given)
+    return list(dropwhile(lambda record: record.arrival_ms < position.at_ms, records))
 
 
 def _stream_record(record: dict[str, Any]) -> StreamRecord:
@@ -704,7 +713,7 @@ class Poller:
             listed = self._seams.stream.shards()
             held = self._checkpoints.load()
             if not held:
-                held = {shard.shard_id: Checkpoint(shard.shard_id, self.settings.start) for shard in listed}
+                held = {shard.shard_id: Checkpoint(shard.shard_id, self._start()) for shard in listed}
                 for checkpoint in held.values():
                     self._checkpoints.save(checkpoint)
             known = {shard.shard_id for shard in listed}
@@ -723,6 +732,11 @@ class Poller:
                 if all(parent in self._ended or parent not in known for parent in shard.parents):
                     self._begin(held.get(shard.shard_id) or Checkpoint(shard.shard_id, TRIM_HORIZON))
             return len(unbegun)
+
+    def _start(self) -> Position:
+        """The starting position. LATEST is now, and stays that when a read fails or the mapping is restarted."""
+        start = self.settings.start
+        return Position("AT_TIMESTAMP", at_ms=self._seams.now_ms()) if start == LATEST else start
 
     def _begins_again(self, shard: Shard, held: Checkpoint | None) -> Position | None:
         """Where a shard that had ended is to be read from once more; None: nowhere."""
