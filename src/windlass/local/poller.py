@@ -650,7 +650,7 @@ class Poller:
 
         False when that takes longer than `timeout_s`, or a loop has ended with an error (`stop` raises it).
         """
-        since_ms = self._seams.now_ms()
+        since_ms = self._seams.now_ms() + 1  # a read that began in this very millisecond may have missed a record
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not (self._is_settled(since_ms) and self._discover() == 0 and self._is_settled(since_ms)):
             if deadline is not None and time.monotonic() >= deadline:
