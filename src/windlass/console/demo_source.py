@@ -139,9 +139,11 @@ def _in_window(shard_id: str, window: Window | None, calls: list[WatchedCall]) -
         return None, None
     folded, state_bytes = 0, None
     for call in reversed(calls):
+        if call.shard_id != shard_id:
+            continue
         if call.window_end_ms is not None and call.window_end_ms < window.start_ms:
             break
-        if call.shard_id != shard_id or call.window_start_ms != window.start_ms or call.report is None:
+        if call.window_start_ms != window.start_ms or call.report is None:
             continue
         folded += 0 if call.report.failed else call.report.clean
         state_bytes = call.report.state_bytes if state_bytes is None else state_bytes
