@@ -8,18 +8,23 @@ import pytest
 from starlette.datastructures import Headers
 
 from tests.console_sources import NOW_MS, SHARD, WINDOW_MS, MadeUp, item, refused
-from windlass.console.demo_source import examples
+from windlass.console.demo_source import examples, status_view
 from windlass.console.desk import Desk, key_in
 from windlass.console.index import Items, Pace, RejectedRecords
 from windlass.console.problem import ConsoleProblem
 from windlass.console.server import Console, refusal
-from windlass.console.source import SourceProblem
+from windlass.console.source import ShardView, SourceProblem
 from windlass.console.values import item_view
 from windlass.core.position import position
 from windlass.core.rejected import Reason
+from windlass.core.window import Window
+from windlass.local.mapping import Counters
 from windlass.local.meter import Meter
+from windlass.local.poller import ShardStatus
 from windlass.local.taxi import trips
+from windlass.local.watch import WatchedCall
 from windlass.quarantine import MemoryQuarantine
+from windlass.telemetry import Report
 
 PORT = 4567
 HOME = {"host": f"127.0.0.1:{PORT}"}
@@ -316,6 +321,54 @@ def test_of_many_objects_the_newest_are_read_first(monkeypatch):
     records.refresh()
     records.refresh()
     assert (records.count, records.is_whole) == (5, True)
+
+
+def test_of_more_records_than_are_kept_the_newest_are_and_it_is_told(monkeypatch):
+    monkeypatch.setattr("windlass.console.index.OBJECTS_PER_REFRESH_MAX", 2)
+    monkeypatch.setattr("windlass.console.index.REJECTED_MAX", 3)
+    quarantine = MemoryQuarantine()
+    for sequence in range(1, 6):
+        quarantine.put(SHARD, [refused(sequence)])
+    records = RejectedRecords(quarantine)
+
+    for _ in range(3):
+        records.refresh()
+
+    assert [record.position for record in records.page("", "", 0, 9).rows] == [position(str(n)) for n in (5, 4, 3)]
+    assert (records.count, records.is_whole) == (5, False)
+    quarantine.put(SHARD, [refused(6)])
+    records.refresh()
+    assert [record.position for record in records.page("", "", 0, 9).rows] == [position(str(n)) for n in (6, 5, 4)]
+
+
+# --- the demo's shards ---------------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_lags_hides_nothing_of_what_another_has_folded():
+    def call(shard, start_ms, clean):
+        return WatchedCall(
+            number=1,
+            request_id="r",
+            shard_id=shard,
+            kind="fold",
+            window_start_ms=start_ms,
+            window_end_ms=start_ms + 30_000,
+            records=clean,
+            attempt=1,
+            started_ms=0,
+            duration_ms=1,
+            error_type="",
+            error_message="",
+            first="",
+            last="",
+            lines=(),
+            report=Report(shard=shard, clean=clean),
+        )
+
+    listed = ShardView(shard_id="ahead", parents=(), low=0, high=1, closed=False, state="reading")
+    status = ShardStatus("ahead", Counters(), Window(300_000, 330_000), "", done=False)
+    calls = [call("ahead", 300_000, 10), call("ahead", 300_000, 20), call("behind", 210_000, 5)]
+    assert status_view(listed, status, calls).folded == 30
 
 
 # --- the desk ------------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ refresh is due after a pause that grows with what the last one took, so that loo
 
 import threading
 from bisect import bisect_left
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from heapq import nlargest, nsmallest
+from heapq import heappop, heappush, nlargest, nsmallest
 from typing import Any
 
 import msgspec
@@ -212,17 +212,17 @@ class RejectedRecords:
         self._lock = threading.Lock()
         self._read: set[str] = set()
         self._seen: set[tuple[str, str]] = set()
-        self._kept: deque[Rejected] = deque(maxlen=REJECTED_MAX)
+        self._kept: list[tuple[int, str, str, Rejected]] = []  # a heap, the oldest first
         self._newest: list[Rejected] | None = None
         self._reasons: dict[str, ReasonCount] = {}
+        self._all_read = True
         self.revision = 0
-        self.is_whole = True
 
     def refresh(self) -> None:
         """Read the objects that are new; of many only so many at a time, the newest first. Raises QuarantineProblem."""
         new = [name for name in self._quarantine.names() if name not in self._read]
         new.sort(key=lambda name: name.rpartition("/")[2], reverse=True)  # named after positions
-        self.is_whole = len(new) <= OBJECTS_PER_REFRESH_MAX
+        self._all_read = len(new) <= OBJECTS_PER_REFRESH_MAX
         for name in new[:OBJECTS_PER_REFRESH_MAX]:
             records = self._quarantine.read_object(name)
             with self._lock:
@@ -237,7 +237,9 @@ class RejectedRecords:
         if identity in self._seen:
             return
         self._seen.add(identity)
-        self._kept.append(record)
+        heappush(self._kept, (record.arrival_ms, *identity, record))
+        if len(self._kept) > REJECTED_MAX:
+            heappop(self._kept)
         reason = record.reason.value
         count = self._reasons.setdefault(reason, ReasonCount(reason, Reason(reason).meaning))
         count.count += 1
@@ -247,6 +249,11 @@ class RejectedRecords:
     @property
     def count(self) -> int:
         return len(self._seen)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every record in quarantine is here."""
+        return self._all_read and self.count == len(self._kept)
 
     def reasons(self) -> list[ReasonCount]:
         """The reasons, the most frequent first."""
@@ -273,7 +280,9 @@ class RejectedRecords:
     def _ordered(self) -> list[Rejected]:
         with self._lock:
             if self._newest is None:
-                self._newest = sorted(self._kept, key=lambda record: (-record.arrival_ms, record.position))
+                self._newest = sorted(
+                    (kept[-1] for kept in self._kept), key=lambda record: (-record.arrival_ms, record.position)
+                )
             return self._newest
 
 
