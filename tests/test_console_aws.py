@@ -318,12 +318,19 @@ def test_streams_are_told_apart_and_events_read_twice_count_once():
     [
         (["[ERROR] ValueError: no such trip\nTraceback (most recent call last):"], "", ("ValueError", "no such trip")),
         (
-            ["2026-11-23T11:00:00.000Z 1111 Task timed out after 3.00 seconds"],
+            ["2026-11-23T11:00:00.000Z 11111111-2222 Task timed out after 3.00 seconds"],
             "Status: timeout",
             ("Sandbox.Timedout", "Task timed out after 3.00 seconds"),
         ),
         ([], "Status: error\tError Type: Runtime.OutOfMemory", ("Runtime.OutOfMemory", "")),
+        (["[ERROR] ValueError: two\nlines\rTraceback (most recent call last):\r"], "", ("ValueError", "two")),
+        (["[ERROR]\t2026-11-23T11:00:00.000Z\t11111111-2222\tKeyError: 7"], "Status: error", ("KeyError", "7")),
         (["an error that was caught"], "", ("", "")),
+        (["[ERROR]\t2026-11-23T11:00:00.000Z\t11111111-2222\tRetrying: table was busy"], "", ("", "")),
+        (["[ERROR]\t2026-11-23T11:00:00.000Z\t1\tRetry: 1\nTraceback (most recent call last):"], "", ("", "")),
+        (["[ERROR] Retrying: table was busy"], "", ("", "")),
+        (["a record said: Task timed out after 5 seconds"], "", ("", "")),
+        (["2026-11-23T11:00:00.000Z 22222222-3333 Task timed out after 5.00 seconds"], "", ("", "")),
     ],
 )
 def test_a_failed_call_says_what_it_failed_of(lines, report, error):

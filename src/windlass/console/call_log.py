@@ -21,8 +21,8 @@ LINES_MAX = 200
 _REQUEST = re.compile(r"RequestId: ([0-9a-f-]{8,})")
 _FIELD = re.compile(r"(Duration|Billed Duration|Memory Size|Max Memory Used|Init Duration): ([\d.]+)")
 _STATUS = re.compile(r"Status: (\w+)(?:\tError Type: (\S+))?")
-_ERROR = re.compile(r"\[ERROR\]\t?(?:\S+Z\t\S+\t)?\s*([A-Za-z_][\w.]*): ?(.*)", re.DOTALL)
-_TIMED_OUT = re.compile(r"Task timed out after ([\d.]+) seconds")
+_ERROR = re.compile(r"\[ERROR\]\t?(\S+Z\t\S+\t)?\s*([A-Za-z_][\w.]*): ?(.*)", re.DOTALL)
+_TIMED_OUT = re.compile(r"\S+Z (\S+) (Task timed out after [\d.]+ seconds)")
 _FIGURES = (
     "received",
     "clean",
@@ -97,7 +97,7 @@ def read_call(request_id: str, at_ms: int, lines: list[str], number: int) -> Cal
     """One call from its lines, the last of which is its REPORT."""
     fields = {name: float(value) for name, value in _FIELD.findall(lines[-1])}
     report = _report(lines)
-    error_type, error_message = _error(lines)
+    error_type, error_message = _error(request_id, lines)
     window_ms = moment_ms(report.get("window"))
     return CallView(
         number=number,
@@ -130,18 +130,24 @@ def _report(lines: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _error(lines: list[str]) -> tuple[str, str]:
+def _error(request_id: str, lines: list[str]) -> tuple[str, str]:
     """What a call failed of: its kind and its words; both empty where it did not."""
     status = _STATUS.search(lines[-1])
-    for line in lines:
-        timed_out = _TIMED_OUT.search(line)
-        if timed_out:
-            return "Sandbox.Timedout", f"Task timed out after {timed_out[1]} seconds"
+    failed = status is not None and status[1] in ("error", "timeout", "failure")
+    for index, line in enumerate(lines):
+        timed_out = _TIMED_OUT.fullmatch(line)
+        if timed_out and timed_out[1] == request_id:
+            return "Sandbox.Timedout", timed_out[2]
         found = _ERROR.match(line)
-        if found:
-            return found[1], found[2].strip()
-    if status and status[1] in ("error", "timeout", "failure"):
+        if found and (failed or _is_unhandled(found, lines[index:])):
+            return found[2], found[3].strip()
+    if status and failed:
         kind = status[2] or status[1]
         words = next((line for line in lines if "Error" in line and not line.startswith("REPORT")), "")
         return kind, words
     return "", ""
+
+
+def _is_unhandled(found: re.Match[str], lines: list[str]) -> bool:
+    """Whether the runtime wrote the error: with a traceback, and without the stamp that a logger's line has."""
+    return not found[1] and any("Traceback (most recent call last):" in line for line in lines)
