@@ -324,6 +324,26 @@ def test_damaged_checkpoints_are_one_clear_error(tmp_path):
         FileCheckpoints(path)
 
 
+def test_checkpoints_of_another_stream_are_refused_in_one_line(started, tmp_path):
+    path = tmp_path / "checkpoints.json"
+    started(Shards({"a": records(1)}), Function(), checkpoints=FileCheckpoints(path)).stop()
+    other = settings(event_source_arn=f"arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/fares")
+    poller = Poller(other, Shards({}), InProcess(Function(), FUNCTION), checkpoints=FileCheckpoints(path))
+    with pytest.raises(
+        ValueError, match=r"checkpoints\.json holds the checkpoints of .*/trips, not of .*/fares\. Name"
+    ):
+        poller.start()
+
+
+def test_checkpoints_that_name_no_stream_are_taken(started, tmp_path):
+    path = tmp_path / "checkpoints.json"
+    path.write_bytes(msgspec.json.encode([Checkpoint("a", Position("AFTER_SEQUENCE_NUMBER", "1"))]))
+    function = Function()
+    poller = started(Shards({"a": records(1, 2)}), function, checkpoints=FileCheckpoints(path))
+    assert poller.settle(timeout_s=WAIT_S)
+    assert function.numbers() == [2]
+
+
 def test_a_stream_that_cannot_be_listed_is_told_at_the_start():
     class Absent(Shards):
         def shards(self) -> list[Shard]:

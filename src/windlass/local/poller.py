@@ -390,7 +390,10 @@ def _decimal(value: object) -> object:
 
 
 class Checkpoints(Protocol):
-    """Keeps the last checkpoint of every shard. `save` may be called from several threads."""
+    """Keeps the last checkpoint of every shard of one stream. `save` may be called from several threads."""
+
+    def belong_to(self, stream_arn: str) -> None:
+        """Say which stream it is. Raises ValueError where the checkpoints are of another."""
 
     def load(self) -> dict[str, Checkpoint]: ...
 
@@ -403,11 +406,21 @@ class MemoryCheckpoints:
     def __init__(self) -> None:
         self._held: dict[str, Checkpoint] = {}
 
+    def belong_to(self, stream_arn: str) -> None:
+        """Whoever made this object knows its stream."""
+
     def load(self) -> dict[str, Checkpoint]:
         return dict(self._held)
 
     def save(self, checkpoint: Checkpoint) -> None:
         self._held[checkpoint.shard_id] = checkpoint
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What a file holds. `stream` is empty as long as it is not known."""
+
+    stream: str
+    checkpoints: list[Checkpoint]
 
 
 class FileCheckpoints:
@@ -416,20 +429,28 @@ class FileCheckpoints:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._held = self._read()
+        kept = self._read()
+        self._stream = kept.stream
+        self._held = {checkpoint.shard_id: checkpoint for checkpoint in kept.checkpoints}
 
-    def _read(self) -> dict[str, Checkpoint]:
+    def _read(self) -> _Kept:
         if not self._path.exists():
-            return {}
+            return _Kept("", [])
         try:
-            listed = msgspec.json.decode(self._path.read_bytes(), type=list[Checkpoint])
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept | list[Checkpoint])
         except msgspec.DecodeError as error:
             msg = (
                 f"{self._path} holds no checkpoints: {error}. "
                 "Restore the file, or delete it to begin again at the starting position."
             )
             raise ValueError(msg) from None
-        return {checkpoint.shard_id: checkpoint for checkpoint in listed}
+        return _Kept("", kept) if isinstance(kept, list) else kept  # a list: of a version that named no stream
+
+    def belong_to(self, stream_arn: str) -> None:
+        if self._stream not in ("", stream_arn):
+            msg = f"{self._path} holds the checkpoints of {self._stream}, not of {stream_arn}. Name another file."
+            raise ValueError(msg)
+        self._stream = stream_arn
 
     def load(self) -> dict[str, Checkpoint]:
         with self._lock:
@@ -440,7 +461,8 @@ class FileCheckpoints:
             self._held[checkpoint.shard_id] = checkpoint
             self._path.parent.mkdir(parents=True, exist_ok=True)
             beside = self._path.with_name(self._path.name + ".new")
-            beside.write_bytes(msgspec.json.encode(sorted(self._held.values(), key=lambda held: held.shard_id)))
+            kept = _Kept(self._stream, sorted(self._held.values(), key=lambda held: held.shard_id))
+            beside.write_bytes(msgspec.json.encode(kept))
             beside.replace(self._path)
 
 
@@ -618,6 +640,7 @@ class Poller:
 
     def start(self) -> None:
         """Begin. The first listing of the shards is made here, so what is wrong with the stream is raised here."""
+        self._checkpoints.belong_to(self.settings.stream_arn)
         self._ended = {shard for shard, held in self._checkpoints.load().items() if held.ended}
         self._discover()
         self.state = after(self.state, "ready")
