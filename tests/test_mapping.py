@@ -929,6 +929,17 @@ def test_an_early_call_comes_before_the_rest_of_a_partly_failed_batch():
     assert rig.windows == [("fold", [1, 2, 3]), ("early", []), ("fold", [2, 3])]
 
 
+def test_an_early_call_comes_before_what_follows_a_discarded_batch():
+    config = windowed(report_item_failures=True, retries_max=0, batch_size=1)
+    grown = report("1", state={"s": "x" * 1_200_000})
+    rig = Rig(config, [record(n) for n in (1, 2)], script(grown, then=always(answer(state={})))).run(until_ms=5000)
+    assert [(call.kind.value, numbers(event)) for _, call, event in rig.calls][:3] == [
+        ("fold", [1]),
+        ("early", []),
+        ("fold", [2]),
+    ]
+
+
 def test_an_early_call_holds_the_shard_like_a_final_one():
     big = answer(state=exactly(STATE_BYTES_MAX + 1))
     config = windowed(batch_size=1, retries_max=0, on_failure_arn=QUEUE)

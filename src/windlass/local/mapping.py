@@ -48,7 +48,7 @@ DISCARD reports the batch to the on-failure destination, where there is one, and
 that delivery succeeds or not. Each failing call is followed by a pause that doubles with the failures in a row.
 Records beyond MaximumRecordAgeInSeconds are discarded before a call, from its front only. A record whose event
 cannot fit into 6 MB is discarded without a call. Meanwhile the shard, or with ParallelizationFactor the lane,
-is blocked; other shards and lanes are not.
+is blocked; other shards are not, nor other lanes until so much waits for the blocked one that nothing more is read.
 
 With tumbling windows there are four kinds of call:
 
@@ -767,7 +767,10 @@ class _Lane:
                 self.split(len(call.records) // 2)
                 self._pause(now_ms)
             case Step.DISCARD:
-                return self.discard(len(call.records), RETRIES_EXHAUSTED, error=judgement.error)
+                report = self.discard(len(call.records), RETRIES_EXHAUSTED, error=judgement.error)
+                if self._windows:
+                    self._terminate_early()
+                return report
         if self._windows:
             self._terminate_early()
         return None
