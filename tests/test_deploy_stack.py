@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from windlass.deploy.package import Package
 from windlass.deploy.problem import DeployProblem
@@ -40,6 +40,7 @@ class Aws:
         self.asked: list[str] = []
         self.objects: set[str] = set()
         self.buckets: set[str] = set()
+        self.fails: dict[str, BaseException] = {}  # by operation
 
     def __call__(self, service: str) -> "Aws":
         return self
@@ -72,6 +73,8 @@ class Aws:
 
         def noted(**_):
             self.asked.append(name)
+            if name in self.fails:
+                raise self.fails[name]
 
         return noted
 
@@ -230,6 +233,52 @@ def test_an_update_that_fails_says_the_cause_and_is_left_to_cloudformations_roll
     assert aws.objects == set()
 
 
+def test_a_rollback_that_fails_is_said_and_the_code_of_what_lives_on_stays():
+    aws = Aws(["CREATE_COMPLETE", "UPDATE_ROLLBACK_FAILED"], [("Mapping", "UPDATE_FAILED", "no such window")])
+    assert refused(aws) == (
+        "stack taxi could not be updated, and is UPDATE_ROLLBACK_FAILED (repair it first: "
+        "aws cloudformation continue-update-rollback --stack-name taxi): Mapping: no such window"
+    )
+    assert aws.objects == {CODE}
+
+
+def test_a_failed_creation_that_cannot_be_removed_is_said_and_keeps_its_code():
+    aws = Aws(["", "CREATE_IN_PROGRESS", "ROLLBACK_COMPLETE", "DELETE_FAILED"], FAILED)
+    assert refused(aws) == (
+        "stack taxi could not be created, and could not be removed: DELETE_FAILED "
+        "(remove it first: windlass destroy --stack taxi): Table: kinesisAggs already exists"
+    )
+    assert aws.objects == {CODE}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (EndpointConnectionError(endpoint_url="https://cloud"), "Could not connect to the endpoint URL"),
+        (refusal("ExpiredToken", "The security token has expired"), "ExpiredToken: The security token has expired"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "CREATE_COMPLETE"])
+def test_a_stack_that_is_lost_from_sight_goes_on_with_its_code(before, error, text):
+    aws = Aws([before, "UPDATE_IN_PROGRESS", error])
+    said = refused(aws)
+    assert text in said
+    assert said.endswith("; the stack goes on; see windlass status --stack taxi")
+    assert aws.asked[-1] == "execute_change_set"
+    assert aws.objects == {CODE}
+
+
+@pytest.mark.parametrize(("before", "dropped"), [("", ["delete_stack"]), ("CREATE_COMPLETE", [])])
+def test_an_execution_that_is_refused_leaves_no_change_set_and_no_code(before, dropped):
+    aws = Aws([before])
+    aws.fails["execute_change_set"] = refusal("AccessDenied", "not authorized")
+    said = refused(aws)
+    assert said.startswith("CloudFormation does not begin the changes to stack taxi: ")
+    assert "not authorized" in said
+    assert aws.asked[1:] == ["execute_change_set", "delete_change_set", *dropped]
+    assert aws.objects == set()
+
+
 def test_a_change_set_that_is_refused_leaves_neither_stack_nor_code():
     aws = Aws([""], change_set={"Status": "FAILED", "StatusReason": "Template error:\n no resource Tabel"})
     assert refused(aws) == "CloudFormation refuses the changes to stack taxi: Template error: no resource Tabel"
@@ -289,6 +338,48 @@ def test_ctrl_c_during_an_update_cancels_it_and_waits():
     assert refused(aws, sleep=interrupted_at(1)) == "interrupted: stack taxi is as it was before"
     assert aws.asked == ["create_change_set UPDATE", "execute_change_set", "cancel_update_stack"]
     assert aws.objects == set()
+
+
+@pytest.mark.parametrize("fails", [{}, {"cancel_update_stack": refusal("ValidationError", "cannot be called")}])
+def test_ctrl_c_that_comes_too_late_for_an_update_says_so_and_keeps_its_code(fails):
+    aws = Aws(["CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE"], [("taxi", "UPDATE_IN_PROGRESS", "")])
+    aws.fails = fails
+    said = refused(aws, sleep=interrupted_at(1))
+    assert said == "interrupted: stack taxi finished before it could be cancelled"
+    assert aws.objects == {CODE}
+
+
+def test_ctrl_c_during_a_creation_that_cannot_be_removed_says_its_state_and_keeps_its_code():
+    aws = Aws(
+        ["", "CREATE_IN_PROGRESS", "DELETE_IN_PROGRESS", "DELETE_FAILED"], [("Stream", "DELETE_FAILED", "in use")]
+    )
+    said = refused(aws, sleep=interrupted_at(1))
+    assert said.startswith("interrupted: stack taxi could not be removed: DELETE_FAILED (remove it first: ")
+    assert aws.objects == {CODE}
+
+
+def test_ctrl_c_while_the_execution_is_asked_for_takes_it_back_too():
+    aws = Aws(["", "DELETE_IN_PROGRESS", ""])
+    aws.fails["execute_change_set"] = KeyboardInterrupt()
+    assert refused(aws) == "interrupted: stack taxi is removed again"
+    assert aws.asked[-1] == "delete_stack"
+    assert aws.objects == set()
+
+
+def test_ctrl_c_before_an_update_has_begun_leaves_the_stack_as_it_was():
+    aws = Aws(["UPDATE_COMPLETE"])
+    aws.fails["execute_change_set"] = KeyboardInterrupt()
+    assert refused(aws) == "interrupted: stack taxi is as it was before"
+
+
+def test_a_second_ctrl_c_leaves_the_stack_to_itself_with_its_code():
+    def always(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    aws = Aws(["CREATE_COMPLETE", "UPDATE_IN_PROGRESS"])
+    said = refused(aws, sleep=always)
+    assert said == "interrupted: the stack goes on; see windlass status --stack taxi"
+    assert aws.objects == {CODE}
 
 
 def test_ctrl_c_before_anything_is_executed_leaves_nothing():

@@ -5,6 +5,8 @@ Rules of this file:
   should be there. Each is one line, before anything is made.
 - What is made is taken back when it fails: the change set, the uploaded zip, a new stack whole. An updated stack is
   rolled back by CloudFormation. Only the bucket for code stays, as other stacks use it.
+- From the change set's execution on, the zip goes only once the stack is seen to be without it: one that lives on needs
+  it for its next rollback. What is said of a stack's state is what was found, never what was asked for.
 - A change that would replace or remove a stream, table or bucket is refused unless it is told to.
 - What a stack's state allows is the table `_NEXT`.
 
@@ -98,6 +100,14 @@ class Watcher:
 
     def event(self, event: Event) -> None:
         """What a resource came to."""
+
+
+class _Ready(msgspec.Struct, frozen=True):
+    """A change set to execute, and the events from before it."""
+
+    change_set: str
+    stack_id: str
+    seen: set[str]
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -204,11 +214,14 @@ class Stack:
             code = _Code(self._clients("s3"), request, account, self.region)
             code.upload()
             try:
-                done = self._through_change_set(request, action, code, watcher)
+                ready = self._ready(request, action, code, watcher)
             except BaseException:
                 code.take_back()
                 raise
-            return Deployed(self.name, done, self.resources())
+            if ready is None:
+                return Deployed(self.name, "unchanged", self.resources())
+            self._execute(ready, action, code, watcher)
+            return Deployed(self.name, "created" if action == "CREATE" else "updated", self.resources())
 
     def _action(self) -> tuple[str, str]:
         """The status that stands in a creation's way, and CREATE or UPDATE."""
@@ -219,33 +232,29 @@ class Stack:
             raise DeployProblem(msg)
         return (status if following == "CREATE" else ""), following
 
-    def _through_change_set(
-        self, request: Request, action: str, code: "_Code", watcher: Watcher
-    ) -> Literal["created", "updated", "unchanged"]:
+    def _ready(self, request: Request, action: str, code: "_Code", watcher: Watcher) -> "_Ready | None":
+        """A change set that can be executed; None where there is nothing to change."""
         if len(request.body.encode()) > TEMPLATE_BYTES_MAX:
             msg = f"the template is {len(request.body.encode())} bytes; CloudFormation takes {TEMPLATE_BYTES_MAX}"
             raise DeployProblem(msg)
         watcher.step("preparing the changes")
         made = self._change_set(request, action, code)
         if made is None:
-            return "unchanged"
+            return None
         change_set, stack_id = made["Id"], made["StackId"]
         try:
             changes = self._changes(change_set)
             if changes is not None:
                 refuse_loss(changes, replace=request.replace)
                 watcher.changes(changes)
+            seen = {event.id for event in self._events(stack_id)}
         except BaseException:
             self._drop(change_set, action)
             raise
         if changes is None or (not changes and action == "UPDATE"):
             self._drop(change_set, action)
-            return "unchanged"
-        watcher.step("creating the stack" if action == "CREATE" else "updating the stack")
-        seen = {event.id for event in self._events(stack_id)}
-        self._cloud.execute_change_set(ChangeSetName=change_set)
-        self._follow(stack_id, action, seen, watcher)
-        return "created" if action == "CREATE" else "updated"
+            return None
+        return _Ready(change_set, stack_id, seen)
 
     def _change_set(self, request: Request, action: str, code: "_Code") -> Mapping[str, Any] | None:
         """A new change set; None where the endpoint says at once that there is nothing to change."""
@@ -302,33 +311,70 @@ class Stack:
         if action == "CREATE":
             self._cloud.delete_stack(StackName=self.name)
 
-    def _follow(self, stack_id: str, action: str, seen: set[str], watcher: Watcher) -> None:
+    def _execute(self, ready: "_Ready", action: str, code: "_Code", watcher: Watcher) -> None:
+        """Carry the change set out. Raises DeployProblem where the stack does not come to what was wanted."""
+        watcher.step("creating the stack" if action == "CREATE" else "updating the stack")
+        goes_on = f"the stack goes on; see windlass status --stack {self.name}"
         try:
-            status, causes = self._wait(stack_id, seen, watcher)
+            with clearly(f"following stack {self.name}"):
+                status, problem = self._follow(ready, action, watcher)
+        except DeployProblem as lost:
+            msg = f"{lost}; {goes_on}"
+            raise DeployProblem(msg) from None
+        except KeyboardInterrupt:  # a second one: nobody waits for the end
+            msg = f"interrupted: {goes_on}"
+            raise DeployProblem(msg) from None
+        if status in ("", "UPDATE_ROLLBACK_COMPLETE"):
+            code.take_back()
+        if problem:
+            raise DeployProblem(problem)
+
+    def _follow(self, ready: "_Ready", action: str, watcher: Watcher) -> tuple[str, str]:
+        """The status that it came to (empty: gone), and what is wrong with that; empty: nothing."""
+        known = len(ready.seen)
+        try:
+            try:
+                self._cloud.execute_change_set(ChangeSetName=ready.change_set)
+            except ClientError as refused:
+                self._drop(ready.change_set, action)  # fails where it is executed all the same
+                told = " ".join(str(refused).split())
+                return "", f"CloudFormation does not begin the changes to stack {self.name}: {told}"
+            status, causes = self._wait(ready.stack_id, ready.seen, watcher)
+            if status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+                return status, ""
+            why = "; ".join(f"{event.resource}: {event.reason}" for event in causes[:3]) or f"it ended as {status}"
+            if action == "CREATE":
+                watcher.step("removing what was made")
+                self._cloud.delete_stack(StackName=ready.stack_id)
+                status, _ = self._wait(ready.stack_id, ready.seen, watcher)
         except KeyboardInterrupt:
             watcher.step("interrupted: taking it back")
-            self._interrupt(stack_id, action, seen, watcher)
-            msg = f"interrupted: stack {self.name} is {'removed again' if action == 'CREATE' else 'as it was before'}"
-            raise DeployProblem(msg) from None
-        if status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
-            return
-        why = "; ".join(f"{event.resource}: {event.reason}" for event in causes[:3]) or f"it ended as {status}"
-        if action == "CREATE":
-            watcher.step("removing what was made")
-            self._cloud.delete_stack(StackName=stack_id)
-            self._wait(stack_id, seen, watcher)
-            msg = f"stack {self.name} could not be created, and is removed again: {why}"
-        else:
-            msg = f"stack {self.name} could not be updated, and is as it was before: {why}"
-        raise DeployProblem(msg)
+            status = self._interrupt(ready, action, watcher)
+            begun = len(ready.seen) > known
+            return status, f"interrupted: stack {self.name} {self._found_as(status, action, begun=begun)}"
+        failed = f"stack {self.name} could not be {action.lower()}d, and {self._found_as(status, action)}: {why}"
+        return status, failed
 
-    def _interrupt(self, stack_id: str, action: str, seen: set[str], watcher: Watcher) -> None:
+    def _interrupt(self, ready: "_Ready", action: str, watcher: Watcher) -> str:
+        """Take back what is under way, and the status that this came to."""
         if action == "CREATE":
-            self._cloud.delete_stack(StackName=stack_id)
+            self._cloud.delete_stack(StackName=ready.stack_id)
         else:
             with contextlib.suppress(ClientError):  # it has ended in the meantime
-                self._cloud.cancel_update_stack(StackName=stack_id)
-        self._wait(stack_id, seen, watcher)
+                self._cloud.cancel_update_stack(StackName=ready.stack_id)
+        return self._wait(ready.stack_id, ready.seen, watcher)[0]
+
+    def _found_as(self, status: str, action: str, *, begun: bool = True) -> str:
+        """In words how a stack is after something was taken back, and what there is to do."""
+        following = _NEXT.get(status, _UNDER_WAY)
+        then = "" if following in ("CREATE", "UPDATE") else f" ({following.format(stack=self.name)})"
+        if action == "CREATE":
+            return f"could not be removed: {status}{then}" if status else "is removed again"
+        if status == "UPDATE_ROLLBACK_COMPLETE" or (following == "UPDATE" and not begun):
+            return "is as it was before"
+        if status == "UPDATE_COMPLETE":
+            return "finished before it could be cancelled"
+        return f"is {status or 'gone'}{then}"
 
     def _wait(self, stack_id: str, seen: set[str], watcher: Watcher) -> tuple[str, list[Event]]:
         """Until it rests: its status (empty: gone) and what failed on the way, first things first."""
