@@ -408,13 +408,29 @@ def test_the_status_of_before_is_not_taken_for_the_end():
 
 
 @pytest.mark.parametrize("kind", ["AWS::Kinesis::Stream", "AWS::DynamoDB::Table", "AWS::S3::Bucket"])
-@pytest.mark.parametrize(("action", "replacement"), [("Modify", "True"), ("Remove", "")])
+@pytest.mark.parametrize(("action", "replacement"), [("Modify", "True"), ("Modify", "Conditional"), ("Remove", "")])
 def test_a_change_that_would_lose_data_is_refused_unless_it_is_told_to(kind, action, replacement):
     lossy = [Change(action, "It", kind, replacement), Change("Modify", "Function", "AWS::Lambda::Function", "True")]
     with pytest.raises(DeployProblem, match=r"would replace or remove It \(AWS::"):
         refuse_loss(lossy, replace=False)
     refuse_loss(lossy, replace=True)
     refuse_loss([Change("Modify", "It", kind, "False"), lossy[1]], replace=False)
+
+
+MAPPING = "AWS::Lambda::EventSourceMapping"
+
+
+@pytest.mark.parametrize(("action", "replacement"), [("Modify", "True"), ("Remove", "")])
+def test_a_change_that_would_lose_what_is_unread_is_refused_unless_it_is_told_to(action, replacement):
+    lossy = [Change(action, "Mapping", MAPPING, replacement)]
+    with pytest.raises(DeployProblem, match="what is unread and the open windows are lost"):
+        refuse_loss(lossy, replace=False)
+    refuse_loss(lossy, replace=True)
+
+
+def test_a_mapping_whose_stream_changes_in_place_is_no_loss():
+    stream = Change("Modify", "Stream", "AWS::Kinesis::Stream", "False")
+    refuse_loss([stream, Change("Modify", "Mapping", MAPPING, "Conditional")], replace=False)
 
 
 def test_a_loss_leaves_the_stack_as_it_is():

@@ -7,7 +7,7 @@ Rules of this file:
   rolled back by CloudFormation. Only the bucket for code stays, as other stacks use it.
 - From the change set's execution on, the zip goes only once the stack is seen to be without it: one that lives on needs
   it for its next rollback. What is said of a stack's state is what was found, never what was asked for.
-- A change that would replace or remove a stream, table or bucket is refused unless it is told to.
+- A change that would replace or remove a stream, table, bucket or event source mapping is refused unless it is told to.
 - What a stack's state allows is the table `_NEXT`.
 
 Sources: "CreateChangeSet", "Stack status codes", AWS CloudFormation API Reference and User Guide.
@@ -34,6 +34,7 @@ POLL_S = 2.0
 _FIRST_POLL_S = 0.1
 _LOOKS_UNTIL_BEGUN = 6  # which is about two seconds
 _HOLDS_DATA = ("AWS::Kinesis::Stream", "AWS::DynamoDB::Table", "AWS::S3::Bucket")
+_MAPPING = "AWS::Lambda::EventSourceMapping"
 
 _NEXT: Mapping[str, str] = {
     "": "CREATE",
@@ -62,7 +63,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A name of its own, letters and digits."""
     code_bucket: str | None = None
     replace: bool = False
-    """Take changes that replace or remove a stream, table or bucket."""
+    """Take changes that replace or remove a stream, table, bucket or event source mapping."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -437,14 +438,21 @@ class Stack:
 
 
 def refuse_loss(changes: list[Change], *, replace: bool) -> None:
-    """Raises DeployProblem where a change would put an empty resource in the place of one that holds data."""
-    lost = [
-        f"{change.resource} ({change.type})"
-        for change in changes
-        if change.type in _HOLDS_DATA and (change.replacement == "True" or change.action == "Remove")
-    ]
-    if not replace:
-        _refuse_replaced(lost)
+    """Raises DeployProblem where a change would begin anew with what holds data, or with the reading of a stream."""
+    if replace:
+        return
+    _refuse_replaced([f"{each.resource} ({each.type})" for each in changes if each.type in _HOLDS_DATA and _lost(each)])
+    # Conditional is what a mapping shows whenever its stream changes at all, so that alone is no loss.
+    if any(each.type == _MAPPING and _lost(each) and each.replacement != "Conditional" for each in changes):
+        msg = (
+            "this would replace or remove the event source mapping: what is unread and the open windows are lost. "
+            "Let it drain first, keep its stream and starting position, or say --replace"
+        )
+        raise DeployProblem(msg)
+
+
+def _lost(change: Change) -> bool:
+    return change.replacement in ("True", "Conditional") or change.action == "Remove"
 
 
 def _refuse_replaced(lost: list[str]) -> None:
