@@ -10,11 +10,13 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.builders import event, records, trip
 from tests.sample_events import all_events
 from tests.test_deploy_runtime import answers
 from windlass.apps import find_app
+from windlass.cli import app as cli
 from windlass.deploy.package import WRAPPER, Package, package, wheel_files, zipped
 from windlass.deploy.problem import DeployProblem
 from windlass.deploy.source import DEPLOYED, RUNTIME_HAS, Target, closure, handler_name, own_files, read_source
@@ -232,6 +234,27 @@ def test_a_wheels_data_folders_lie_where_they_are_installed(tmp_path):
             archive.writestr(name, b"")
         archive.writestr("w-1.dist-info/licenses/LICENSE", b"")
     assert [name for name, _ in wheel_files(wheel)] == ["w/a.py", "w-1.dist-info/licenses/LICENSE"]
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("over", "arch", "python"),
+    [([], "x86_64", "3.12"), (["--arch", "arm64"], "arm64", "3.12"), (["--python", "3.13"], "x86_64", "3.13")],
+)
+def test_the_command_packages_for_the_settings_unless_told_otherwise(tmp_path, monkeypatch, over, arch, python):
+    asked = []
+
+    def package_only_asked_for(app, target, *, include):
+        asked.append((target, include))
+        raise DeployProblem("enough")
+
+    monkeypatch.setattr("windlass.commands.deploy.package", package_only_asked_for)
+    app = declared(tmp_path)
+    (tmp_path / "windlass.toml").write_text('[deploy]\narch = "x86_64"\npython = "3.12"\ninclude = ["zones.csv"]\n')
+    CliRunner().invoke(cli, ["package", app, "--include", "more.csv", *over])
+    assert asked == [(Target(arch, python), [tmp_path / "zones.csv", Path("more.csv")])]
 
 
 # ── it runs ─────────────────────────────────────────────────────────────────────────────────────────────────

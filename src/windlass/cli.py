@@ -414,18 +414,25 @@ def package(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The zip.")] = Path(
         "build/function.zip"
     ),
-    arch: Annotated[ArchName, typer.Option(help="Lambda's architecture.")] = ArchName.ARM64,
-    python: Annotated[str, typer.Option(metavar="VERSION", help="Lambda's Python: 3.11 to 3.14.")] = "3.13",
+    arch: Annotated[
+        ArchName | None, typer.Option(help="Lambda's architecture; that of the settings when left out.")
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Lambda's Python, 3.11 to 3.14; that of the settings when left out."),
+    ] = None,
     include: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A further file to put beside the module. Repeatable.")
     ] = None,
+    settings: SettingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make the function's zip: your module, what it imports, wheels for Lambda. The same input gives the same bytes."""
     from windlass.commands import deploy as command
-    from windlass.deploy.source import Target
 
-    raise typer.Exit(command.run_package(app, Target(arch.value, python), output, include or [], as_json=json))
+    over = (*((f'arch="{arch}"',) if arch else ()), *((f'python="{python}"',) if python else ()))  # text, not a number
+    chosen = command.Chosen(app=app, settings=settings, set=over)
+    raise typer.Exit(command.run_package(chosen, output, include or [], as_json=json))
 
 
 @app.command()

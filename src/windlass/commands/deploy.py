@@ -17,7 +17,7 @@ from windlass.commands.clients import ClientProblem, client, is_home
 from windlass.deploy import cost, status
 from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
-from windlass.deploy.settings import FILE, Settings, Shape, check, read_settings
+from windlass.deploy.settings import FILE, Settings, check, read_settings
 from windlass.deploy.source import Target
 from windlass.deploy.stack import Change, Clients, Event, Request, Stack, Watcher, check_stack_name, clearly
 from windlass.deploy.template import Format, render, shape_of
@@ -96,19 +96,22 @@ def _chosen(chosen: Chosen) -> tuple[App, Settings]:
 # ── package, template ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_package(app: str, target: Target, out: Path, include: list[Path], *, as_json: bool) -> int:
+def run_package(chosen: Chosen, out: Path, include: list[Path], *, as_json: bool) -> int:
     """Write the zip and say what is in it."""
 
     def act() -> int:
-        refused = check(Settings(arch=target.arch, python=target.python), Shape(0))
-        if refused:
-            raise DeployProblem(refused[0].text)
-        made = package(find_app(app), target, include=include)
+        app, settings = _chosen(chosen)
+        made = package(app, settings.target, include=[*_included(app, settings), *include])
         _write(out, made.archive)
         _say_package(made, out, as_json=as_json)
         return 0
 
     return _guarded("package", act)
+
+
+def _included(app: App, settings: Settings) -> list[Path]:
+    folder = Path(app.module.__file__ or "").parent
+    return [folder / name for name in settings.include]
 
 
 def _write(out: Path, content: bytes) -> None:
@@ -173,8 +176,7 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
             target = Target.this_machine()
             settings = settings.at(target)
             _out(f"for this machine: Python {target.python}, {target.arch}", out)
-        folder = Path(app.module.__file__ or "").parent
-        made = package(app, target, include=[folder / name for name in settings.include])
+        made = package(app, target, include=_included(app, settings))
         _out(f"{len(made.archive) / 1e6:.1f} MB of code, sha256 {made.sha256[:12]}, to {stack.region}", out)
         request = Request(
             stack=common.stack,
