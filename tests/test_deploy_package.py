@@ -9,6 +9,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -190,6 +191,22 @@ def test_markers_are_evaluated_for_the_target():
     assert not RUNTIME_HAS & closure(["aws-lambda-powertools", "boto3"], Target()).keys()
 
 
+def test_an_extra_that_is_required_brings_what_it_requires(tmp_path, monkeypatch):
+    required = {
+        "needs": ['withx[Fast_Path]; python_version >= "3"', 'unasked; extra == "more"'],
+        "withx": ['speedup[deep]; extra == "fast-path"', 'slow; extra == "other"', "plain"],
+        "speedup": ['withx; extra == "deep"', 'below; extra == "deep" and sys_platform == "linux"'],
+        **dict.fromkeys(("plain", "below", "slow", "unasked"), ()),
+    }
+    for name, lines in required.items():
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        head = f"Metadata-Version: 2.3\nName: {name}\nVersion: 1\n"
+        (info / "METADATA").write_text(head + "".join(f"Requires-Dist: {line}\n" for line in lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert set(closure(["needs"], Target())) == {"needs", "withx", "speedup", "plain", "below"}
+
+
 def test_every_file_of_windlass_that_is_deployed_is_python():
     for name, _ in own_files():
         assert name.endswith(".py")
@@ -234,6 +251,45 @@ def test_a_wheels_data_folders_lie_where_they_are_installed(tmp_path):
             archive.writestr(name, b"")
         archive.writestr("w-1.dist-info/licenses/LICENSE", b"")
     assert [name for name, _ in wheel_files(wheel)] == ["w/a.py", "w-1.dist-info/licenses/LICENSE"]
+
+
+def with_files(folder: Path, monkeypatch, *include: str) -> set[str]:
+    monkeypatch.setattr("windlass.deploy.package.fetch", lambda distributions, *_: [])
+    monkeypatch.setattr("windlass.deploy.package.read_source", _without_distributions)
+    return names(package(find_app(declared(folder)), Target(), include=[folder / name for name in include]))
+
+
+def _without_distributions(app, target):
+    return msgspec.structs.replace(read_source(app, target), distributions={})
+
+
+def test_further_files_keep_their_paths_from_the_declarations_folder(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    for name in ("home/a/zones.csv", "home/b/zones.csv", "elsewhere.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    inside = with_files(home, monkeypatch, "a/zones.csv", "b/zones.csv", "../elsewhere.csv")
+    assert {"a/zones.csv", "b/zones.csv", "elsewhere.csv"} <= inside
+
+
+def test_a_further_file_is_beside_the_module_of_a_package(tmp_path, monkeypatch):
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text("")
+    declared(tmp_path / "flows")
+    (tmp_path / "zones.csv").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("windlass.deploy.package.fetch", lambda distributions, *_: [])
+    monkeypatch.setattr("windlass.deploy.package.read_source", _without_distributions)
+    assert "flows/zones.csv" in names(package(find_app("flows.app:trips"), Target(), include=[tmp_path / "zones.csv"]))
+
+
+def test_a_further_file_in_the_place_of_another_is_refused(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "app.py").write_text("not the declaration")
+    with pytest.raises(DeployProblem, match=r"--include .*app\.py: the zip has another app\.py already: rename one"):
+        with_files(home, monkeypatch, "../app.py")
+    assert "app.py" in with_files(home, monkeypatch, "app.py")  # the same file again is no other
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ import msgspec
 
 from windlass.apps import App
 from windlass.deploy.problem import DeployProblem
-from windlass.deploy.source import Source, Target, own_files, read_source
+from windlass.deploy.source import Source, Target, own_files, places, read_source
 from windlass.deploy.wheels import default_cache, fetch
 
 UNPACKED_BYTES_MAX = 262_144_000
@@ -62,14 +62,14 @@ class Package(msgspec.Struct, frozen=True):
 
 
 def package(app: App, target: Target, *, cache: Path | None = None, include: Iterable[Path] = ()) -> Package:
-    """The zip of a pipeline's function. `include` are further files, kept under their own names.
+    """The zip of a pipeline's function. `include` are further files, put beside the module as they lie there.
 
     Raises DeployProblem.
     """
     source = read_source(app, target)
     wheels = fetch(source.distributions, target, cache or default_cache())
     bundle = _Bundle()
-    bundle.add("your code", "", _with_included(source, include))
+    bundle.add("your code", "", _with_included(app, source, include))
     bundle.add("windlass", _version(), {**dict(own_files()), WRAPPER: _WRAPPER_TEXT})
     for (name, version), wheel in zip(source.distributions.items(), wheels, strict=True):
         bundle.add(name, version, dict(wheel_files(wheel)))
@@ -104,13 +104,20 @@ class _Bundle:
             raise DeployProblem(msg)
 
 
-def _with_included(source: Source, include: Iterable[Path]) -> dict[str, bytes]:
+def _with_included(app: App, source: Source, include: Iterable[Path]) -> dict[str, bytes]:
+    """With their paths from the declaration's folder; what lies elsewhere comes right beside the module."""
     files = dict(source.files)
+    home, beside = places(app.module)
     for place in include:
         if not place.is_file():
             msg = f"--include {place}: there is no such file"
             raise DeployProblem(msg)
-        files[place.name] = place.read_bytes()
+        at = place.parent.resolve() / place.name
+        inside = at.relative_to(home) if at.is_relative_to(home) else Path(place.name)
+        name, content = (beside / inside).as_posix(), place.read_bytes()
+        if files.setdefault(name, content) != content:
+            msg = f"--include {place}: the zip has another {name} already: rename one, or leave one out"
+            raise DeployProblem(msg)
     return files
 
 

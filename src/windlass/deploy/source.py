@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -162,6 +162,12 @@ def _root(module: ModuleType) -> tuple[str, Path]:
     return parts[0], root
 
 
+def places(module: ModuleType) -> tuple[Path, PurePosixPath]:
+    """The folder that a module lies in, here and in the zip."""
+    folder = Path(module.__file__ or "").resolve().parent
+    return folder, PurePosixPath(folder.relative_to(_root(module)[1]))
+
+
 # ── imports ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -278,11 +284,13 @@ def _is_typing_only(test: ast.expr) -> bool:
 def closure(names: Iterable[str], target: Target) -> dict[str, str]:
     """Distributions and what they require on the target, by name and installed version; without what Lambda has."""
     found: dict[str, str] = {}
-    todo = sorted(names)
+    seen: set[tuple[str, str]] = set()
+    todo = [(name, "") for name in sorted(names)]  # with an extra; "": what it requires in any case
     while todo:
-        name = todo.pop()
-        if name in found or name in RUNTIME_HAS:
+        name, extra = todo.pop()
+        if (name, extra) in seen or name in RUNTIME_HAS:
             continue
+        seen.add((name, extra))
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
@@ -291,15 +299,13 @@ def closure(names: Iterable[str], target: Target) -> dict[str, str]:
             )
             raise DeployProblem(msg) from None
         found[name] = distribution.version
-        todo += _required(distribution, target)
+        todo += _required(distribution, extra, target)
     return dict(sorted(found.items()))
 
 
-def _required(distribution: metadata.Distribution, target: Target) -> list[str]:
-    environment: dict[str, Any] = {**target.markers, "extra": ""}
-    requirements = map(Requirement, distribution.requires or [])
-    return [
-        canonicalize_name(requirement.name)
-        for requirement in requirements
-        if requirement.marker is None or requirement.marker.evaluate(environment)
-    ]
+def _required(distribution: metadata.Distribution, extra: str, target: Target) -> Iterator[tuple[str, str]]:
+    """Names and extras of what a distribution requires with one of its extras."""
+    environment: dict[str, Any] = {**target.markers, "extra": extra}
+    for requirement in map(Requirement, distribution.requires or []):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            yield from ((canonicalize_name(requirement.name), each) for each in ("", *sorted(requirement.extras)))
