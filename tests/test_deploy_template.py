@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from windlass import Count, Min, Record, Records, Sum, Windows, env
 from windlass.apps import App, find_app
+from windlass.core.rejected import Reason
 from windlass.deploy import yaml as templates
 from windlass.deploy.problem import DeployProblem
 from windlass.deploy.settings import Settings, Shape, check, read_settings
 from windlass.deploy.template import render, shape_of, template
+from windlass.telemetry import Report
 
 TAXI = find_app("examples/taxi/app.py:trips")
 NAMES = read_settings(Path("examples/taxi/windlass.toml"))
@@ -174,9 +176,20 @@ def test_there_is_an_alarm_for_each_way_to_lose_or_delay():
     assert {alarm["TreatMissingData"] for alarm in alarms} == {"notBreaching"}
 
 
-def test_the_dashboard_is_json():
+def test_late_records_count_for_the_alarm_on_rejected_ones():
+    share, *queries = resources("taxi")["RejectedAlarm"]["Properties"]["Metrics"]
+    assert share["Expression"] == "100 * (rejected + FILL(late, 0)) / received"
+    metrics = {query["Id"]: query["MetricStat"]["Metric"]["MetricName"] for query in queries}
+    assert metrics == {"rejected": "Rejected", "late": "Late", "received": "Received"}
+
+
+def test_the_dashboard_is_json_and_graphs_every_reason_under_the_metric_that_counts_it():
     body = resources("taxi")["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
-    assert len(json.loads(body)["widgets"]) == 8
+    widgets = json.loads(body)["widgets"]
+    assert len(widgets) == 8
+    [graph] = [each["properties"] for each in widgets if each["properties"]["title"] == "Rejected, by reason"]
+    report = Report(late=1, rejected=dict.fromkeys((reason for reason in Reason if reason != "late"), 1))
+    assert {metric for _, metric, *_ in graph["metrics"]} <= report.metrics().keys()
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -356,15 +356,20 @@ class _Stack:
 
     def _rejected_alarm(self) -> Resource:
         queries: list[dict[str, Any]] = [
-            {"Id": "share", "Expression": "100 * rejected / received", "Label": "rejected percent", "ReturnData": True}
+            {
+                "Id": "share",
+                "Expression": "100 * (rejected + FILL(late, 0)) / received",  # late records are no part of Rejected
+                "Label": "rejected percent",
+                "ReturnData": True,
+            }
         ]
-        for name in ("Rejected", "Received"):
+        for name in ("Rejected", "Late", "Received"):
             metric = self._own(name)
             stat = {"Metric": {key: metric[key] for key in ("Namespace", "MetricName", "Dimensions")}}
             query = {"MetricStat": stat | {"Period": 300, "Stat": "Sum"}, "ReturnData": False}
             queries.append({"Id": name.lower(), **query})
         percent = self.settings.rejected_percent
-        alarm = _alarm(f"More than {percent:g} % of the records are rejected", {"Metrics": queries}, percent)
+        alarm = _alarm(f"More than {percent:g} % of the records are rejected or late", {"Metrics": queries}, percent)
         del alarm["Properties"]["Period"]
         return alarm
 
@@ -376,7 +381,7 @@ class _Stack:
             _graph(
                 "Records", [[own, name, *service] for name in ("Received", "Clean", "Rejected", "Late", "Duplicates")]
             ),
-            _graph("Rejected, by reason", [[own, f"Rejected_{reason}", *service] for reason in Reason]),
+            _graph("Rejected, by reason", [[own, _counted_as(reason), *service] for reason in Reason]),
             _graph("Windows settled", [[own, name, *service] for name in ("FlushedRows", "SkippedFlushes")]),
             _graph("Behind, ms", [["AWS/Lambda", "IteratorAge", *function]], "Maximum"),
             _graph("Calls", [["AWS/Lambda", name, *function] for name in ("Invocations", "Errors", "Throttles")]),
@@ -464,6 +469,11 @@ def _alarm(text: str, metric: dict[str, Any], above: float, *, minutes: int = 5,
 def _graph(title: str, metrics: list[list[str]], stat: str = "Sum") -> dict[str, Any]:
     properties = {"title": title, "region": "${AWS::Region}", "stat": stat, "period": 60, "metrics": metrics}
     return {"type": "metric", "properties": properties}
+
+
+def _counted_as(reason: Reason) -> str:
+    """The metric of a reason: late records have one of their own."""
+    return "Late" if reason == "late" else f"Rejected_{reason}"
 
 
 _NOT_DONE = {
