@@ -40,6 +40,7 @@ class Aws:
         self.asked: list[str] = []
         self.objects: set[str] = set()
         self.buckets: set[str] = set()
+        self.summaries: list[dict[str, str]] = []
         self.fails: dict[str, BaseException] = {}  # by operation
 
     def __call__(self, service: str) -> "Aws":
@@ -80,7 +81,7 @@ class Aws:
 
     def get_paginator(self, operation):
         pages = {
-            "list_stack_resources": [{"StackResourceSummaries": []}],
+            "list_stack_resources": [{"StackResourceSummaries": self.summaries}],
             "describe_stack_events": [{"StackEvents": [_event(*each) for each in reversed(self.events)]}],
         }
         aws = self
@@ -206,6 +207,21 @@ def test_an_update_without_changes_leaves_everything_as_it_is():
     aws = Aws(["CREATE_COMPLETE"], change_set=none)
     assert deploy(aws).action == "unchanged"
     assert aws.asked == ["create_change_set UPDATE", "delete_change_set"]
+
+
+def test_what_a_stack_never_got_or_no_longer_has_is_not_its_own():
+    aws = Aws(["CREATE_COMPLETE"])
+    found = {
+        "Stream": "CREATE_COMPLETE",
+        "Table": "CREATE_FAILED",
+        "Bucket": "DELETE_COMPLETE",
+        "Function": "UPDATE_FAILED",
+    }
+    aws.summaries = [
+        {"LogicalResourceId": logical, "PhysicalResourceId": logical.lower(), "ResourceStatus": status}
+        for logical, status in found.items()
+    ]
+    assert Stack("taxi", aws, lambda seconds: None).own() == {"Stream": "stream", "Function": "function"}
 
 
 # ── failures ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -178,6 +178,8 @@ class Stack:
             for page in pages
             for each in page["StackResourceSummaries"]
             if each.get("PhysicalResourceId") and each.get("LogicalResourceId")
+            # One that failed to be created may name what was there before the stack.
+            if each.get("ResourceStatus") not in ("CREATE_FAILED", "DELETE_COMPLETE")
         }
 
     def resources(self) -> dict[str, str]:
