@@ -273,6 +273,16 @@ REPORT = (
 )
 
 
+def test_a_call_that_logged_very_much_keeps_its_report():
+    log = CallLog()
+    many = [f"line {number}" for number in range(500)]
+
+    log.add(events("START RequestId: 11111111-2222 Version: 1", *many, REPORT))
+
+    (call,) = log.calls(9)
+    assert call.duration_ms == 12.5
+
+
 def test_a_call_is_what_lies_between_start_and_report():
     log = CallLog()
     told = json.dumps(

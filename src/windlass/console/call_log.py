@@ -78,7 +78,7 @@ class CallLog:
             if before is not None and not before.request_id:
                 self._open[stream].lines += before.lines
         open_ = self._open.setdefault(stream, _Open("", at_ms))
-        if len(open_.lines) < LINES_MAX:
+        if len(open_.lines) < LINES_MAX or text.startswith("REPORT "):
             open_.lines += text.split("\n")
         if text.startswith("REPORT ") and request:
             del self._open[stream]

@@ -22,7 +22,7 @@ export function troubleView(app) {
     identity: (record) => `${record.shard_id}|${record.sequence}|${record.sub}`,
     fetchPage: (offset, limit) => ask("rejected", { reason: state.reason, q: state.text, offset, limit }).then((answer) => {
       drawReasons(answer.reasons);
-      say(note, `${count(answer.total)} ${state.reason || state.text ? "found" : "in quarantine"}${answer.whole ? "" : " · still reading"}`);
+      say(note, `${count(answer.total)} ${state.reason || state.text ? "found" : "in quarantine"}${answer.whole ? "" : " · not all of them are here"}`);
       return answer;
     }),
     draw: (record) => [
