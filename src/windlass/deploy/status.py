@@ -7,6 +7,7 @@ Sources: "Types of metrics for Lambda functions", AWS Lambda Developer Guide; "D
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal, DecimalException
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,7 @@ from windlass.core.rejected import Reason
 from windlass.deploy.problem import DeployProblem
 from windlass.deploy.stack import Clients, clearly
 from windlass.deploy.template import METRICS_NAMESPACE
-from windlass.table import WINDOW_START, DynamoTable, KeyAttribute, TableKeys, item_from_wire, item_to_wire
+from windlass.table import WINDOW_START, DynamoTable, ItemRefused, KeyAttribute, TableKeys, item_from_wire, item_to_wire
 
 PERIOD_S = 3600
 """How far back the counts of a status go."""
@@ -172,15 +173,16 @@ def log_lines(
     Events come in late and out of order over several log streams, so each read looks back a little.
     """
     logs = clients("logs")
-    seen: set[str] = set()
+    seen: dict[str, int] = {}  # events by id: their time
     while True:
         with clearly(f"reading the log {group}"):
             pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since_ms)
             events = [event for page in pages for event in page["events"] if event["eventId"] not in seen]
         for event in sorted(events, key=lambda event: int(event["timestamp"])):
             yield LogLine(event["timestamp"], event["message"].rstrip("\n"))
+            seen[event["eventId"]] = event["timestamp"]
             since_ms = max(since_ms, event["timestamp"] - 30_000)
-        seen = {event["eventId"] for event in events} | seen if len(seen) < 100_000 else set()
+        seen = {event_id: at_ms for event_id, at_ms in seen.items() if at_ms >= since_ms}  # no others are read again
         if not follow:
             return
         sleep(1.0)
@@ -216,20 +218,20 @@ def _all(client: Any, table: str, keys: TableKeys) -> Iterator[dict[str, Any]]:
 
 def _of_key(client: Any, table: str, keys: TableKeys, key: str, limit: int) -> Iterator[dict[str, Any]]:
     try:
-        value: Any = int(key) if keys.partition.type == "N" else key
-    except ValueError:
+        wire = item_to_wire({":key": Decimal(key) if keys.partition.type == "N" else key})
+    except (DecimalException, ItemRefused):
         msg = f"--key {key}: the key {keys.partition.name} of table {table} is a number"
         raise DeployProblem(msg) from None
-    answer = client.query(
+    pages = client.get_paginator("query").paginate(
         TableName=table,
         KeyConditionExpression="#key = :key",
         ExpressionAttributeNames={"#key": keys.partition.name},
-        ExpressionAttributeValues=item_to_wire({":key": value}),
+        ExpressionAttributeValues=wire,
         ScanIndexForward=False,
         ConsistentRead=True,
-        Limit=limit,
+        PaginationConfig={"MaxItems": limit, "PageSize": limit},  # a page also ends at 1 MB
     )
-    yield from map(item_from_wire, answer["Items"])
+    yield from (item_from_wire(item) for page in pages for item in page["Items"])
 
 
 def _keys(described: Mapping[str, Any]) -> TableKeys:
