@@ -52,6 +52,18 @@ def test_a_key_on_a_thousand_shards_is_told_to_be_hot():
     assert any("write units per window" in note for note in found.notes)
 
 
+def test_a_stream_on_demand_begins_with_four_shards():
+    assert [estimate(Load(records_s=rate), PRICES).shards for rate in (1, 5000)] == [4, 5]
+    assert estimate(Load(records_s=1, shards=1), PRICES).shards == 1
+    assert estimate(Load(records_s=1, on_demand=False), PRICES).shards == 1
+
+
+@pytest.mark.parametrize(("per_aggregate", "told"), [(1024, False), (1025, True)])
+def test_an_aggregate_that_is_no_kinesis_record_is_told(per_aggregate, told):
+    found = estimate(Load(records_s=1, record_bytes=1024, per_aggregate=per_aggregate), PRICES)
+    assert any("a stream takes 1 MiB" in note for note in found.notes) == told
+
+
 def test_a_load_that_its_shards_cannot_take_is_told():
     found = estimate(Load(records_s=5000, shards=2), PRICES)
     assert found.shards_needed == 5

@@ -31,6 +31,8 @@ EVENT_BYTES = 620  # what an event says about a record besides its data
 LOG_BYTES = 1100  # START, END, REPORT, metrics and report of a call
 METRICS, ALARMS = 20, 9
 SHARD_BYTES_S, SHARD_RECORDS_S = 1024 * 1024, 1000  # "Quotas and limits", Amazon Kinesis Data Streams
+ON_DEMAND_SHARDS = 4  # what a new on-demand stream begins with, ibid.
+CARRIER_BYTES_MAX = 1024 * 1024
 ITEM_WRITE_UNITS_S = 1000  # per partition, so also per item: "Best practices for partition keys"
 
 
@@ -101,7 +103,7 @@ def estimate(load: Load, table: Prices) -> Estimate:
         math.ceil(stream_records_s / SHARD_RECORDS_S),
         math.ceil(stream_records_s * carrier_bytes / SHARD_BYTES_S),
     )
-    shards = load.shards or needed
+    shards = load.shards or max(needed, ON_DEMAND_SHARDS if load.on_demand else 1)
     batch = _batch(load, stream_records_s / shards, carrier_bytes)
     calls_s = shards * (batch[1] + 1 / load.window_s)
     writes_s, units_s, item_bytes, hottest = _writes(load, shards)
@@ -199,6 +201,11 @@ def _notes(load: Load, found: Estimate) -> list[str]:
         notes.append(
             f"{found.shards} shards take less than this load: it needs {found.shards_needed} "
             f"({SHARD_RECORDS_S} records and 1 MiB a second each)"
+        )
+    if load.record_bytes * load.per_aggregate > CARRIER_BYTES_MAX:
+        notes.append(
+            f"a Kinesis record would be {load.record_bytes * load.per_aggregate:,} bytes, and a stream takes 1 MiB: "
+            "put fewer records in an aggregate, or smaller ones"
         )
     if found.busy > 0.8:
         notes.append(
