@@ -459,7 +459,9 @@ def deploy(
     settings: SettingsOption = None,
     set_: SetOption = None,
     code_bucket: Annotated[str | None, typer.Option(metavar="BUCKET", help="Where the zip goes.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take changes that replace a stream or table.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take changes that replace a stream, table, bucket or mapping.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and package; make nothing.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
@@ -548,7 +550,9 @@ def cost(
     record_bytes: Annotated[int, typer.Option("--bytes", min=1, help="Of one record.")] = 422,
     keys: Annotated[int, typer.Option(min=1, help="Different keys in a window.")] = 2,
     window: Annotated[int, typer.Option(min=1, max=900, metavar="SECONDS", help="The window's length.")] = 30,
-    shards: Annotated[int | None, typer.Option(min=1, help="As many as needed when left out.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="As many as needed (on demand: at least 4) when left out.")
+    ] = None,
     provisioned: Annotated[bool, typer.Option("--provisioned", help="Pay by shard, not on demand.")] = False,
     per_aggregate: Annotated[int, typer.Option(min=1, help="Records in one KPL aggregate; 1: plain.")] = 1,
     retention: Annotated[int, typer.Option(min=24, metavar="HOURS", help="How long the stream keeps records.")] = 24,
