@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from tests.console_sources import NOW_MS, SHARD, WINDOW_MS, MadeUp, item, refused
 from windlass.console.demo_source import examples, status_view
 from windlass.console.desk import Desk, key_in
-from windlass.console.index import Items, Pace, RejectedRecords
+from windlass.console.index import Items, Pace, RejectedRecords, _natural
 from windlass.console.problem import ConsoleProblem
 from windlass.console.server import Console, refusal
 from windlass.console.source import ShardView, SourceProblem
@@ -283,6 +283,11 @@ def test_shards_of_equal_streams_in_two_places_keep_their_whole_names():
     seen = item_view({"vendorId": 2, **fences}, "vendorId", [], 30_000, "trips")
 
     assert list(seen.shards) == ["eu-west-1:1:trips/shardId-1", "us-east-1:1:trips/shardId-1"]
+
+
+def test_keys_are_in_the_order_of_their_numbers_and_then_of_their_texts():
+    keys = ["10", "nan", "2", "b", "0.5", "a", "inf"]
+    assert sorted(keys, key=_natural) == ["0.5", "2", "10", "a", "b", "inf", "nan"]
 
 
 # --- rejected records ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the commands of a stack print, on mocked AWS: JSON on the last line, and words where there is nothing."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -116,3 +117,11 @@ def test_what_aws_refuses_on_the_way_is_one_line_and_status_2():
     told = run("windows", "--stack", "taxi")
     assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (2, "", 1)
     assert told.stderr.startswith("windlass windows: asking AWS: NoSuchEntity")
+
+
+def test_a_table_that_the_declaration_names_must_be_free_too(totals, tmp_path):
+    app = tmp_path / "named.py"
+    app.write_text(Path("examples/taxi/app.py").read_text().replace('env("dynamoDBTableName")', '"totals"'))
+    told = run("deploy", f"{app}:trips", "--stack", "named")
+    assert told.exit_code == 2
+    assert "the table totals exists already, outside this stack" in told.stderr

@@ -83,6 +83,9 @@ def _chosen(chosen: Chosen) -> tuple[App, Settings]:
         beside = Path(app.module.__file__).with_name(FILE)
         file = beside if beside.is_file() else None
     settings = read_settings(file, chosen.set)
+    named = app.pipeline.table
+    if isinstance(named, str) and settings.table is None:
+        settings = msgspec.structs.replace(settings, table=named)  # a name like any other, to be free or to be kept
     findings = check(settings, shape_of(app.pipeline))
     for finding in findings:
         if finding.severity == "warning":

@@ -8,7 +8,9 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush, nlargest, nsmallest
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -89,10 +91,10 @@ class _Held:
 
 def _natural(key: str) -> tuple[int, float, str]:
     """Numbers by value, before texts."""
-    try:
-        return 0, float(key), key
-    except ValueError:
-        return 1, 0.0, key
+    with suppress(ValueError):
+        if isfinite(value := float(key)):  # "nan" is in no order
+            return 0, value, key
+    return 1, 0.0, key
 
 
 class Items:
