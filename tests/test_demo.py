@@ -5,13 +5,15 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from windlass.apps import load_app
 from windlass.commands import demo as command
-from windlass.local.demo import TABLE, Demo, Options
+from windlass.commands.clients import client
+from windlass.local.demo import STREAM, TABLE, Demo, Options
 from windlass.local.taxi import trips
 
 REAL_TRIPS = Path(__file__).parent.parent.parent / "shared" / "data" / "nyc-trips-5340.csv"
@@ -74,6 +76,18 @@ def test_the_totals_of_real_trips_come_out():
     }
 
 
+def _wait_for_a_record(endpoint_url: str) -> None:
+    kinesis = client("kinesis", endpoint_url=endpoint_url, region=None)
+    shards = [shard["ShardId"] for shard in kinesis.list_shards(StreamName=STREAM)["Shards"]]
+    for _ in range(300):
+        for shard in shards:
+            begin = {"StreamName": STREAM, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON"}
+            iterator = kinesis.get_shard_iterator(**begin)["ShardIterator"]
+            if kinesis.get_records(ShardIterator=iterator, Limit=1)["Records"]:
+                return
+        time.sleep(0.1)
+
+
 @pytest.mark.heavy
 def test_ctrl_c_ends_the_producer_and_what_was_put_is_verified():
     with subprocess.Popen(
@@ -83,7 +97,9 @@ def test_ctrl_c_ends_the_producer_and_what_was_put_is_verified():
         text=True,
     ) as process:
         assert process.stderr is not None
-        assert "producing" in process.stderr.readline()
+        told = process.stderr.readline()
+        assert "producing" in told
+        _wait_for_a_record(told.split()[-1])
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
 
