@@ -36,7 +36,7 @@ from windlass import Count, Record, Windows
 class Trip(Record):
     vendorId: int
 
-{name} = Windows(Trip, key="vendorId", every=timedelta(seconds=30), totals={{"trips": Count()}}, table="t")
+{name} = Windows(Trip, key="vendorId", every=timedelta(seconds=30), totals={{"trips": Count()}}, table="totals")
 {more}
 """
 
