@@ -117,9 +117,10 @@ def test_a_bad_record_is_found_under_its_reason_and_harms_nobody(running, page):
     demo, console = running
     put(demo, SCRIPT.encode())
     page.goto(f"{console.url}#trouble")
-    page.locator("[data-reason=not_json]").click()
     page.fill("#rejected-search", "window.harmed")
-    page.locator(".note", has_text="1 found").wait_for()
+    page.locator(".note", has_text="1 found").wait_for()  # of the search alone: no reason is chosen yet
+    page.locator("[data-reason=not_json]").click()
+    page.locator("[data-reason=not_json][aria-pressed=true]").wait_for()
     page.locator(".list .row", has_text="not_json").first.click()
 
     page.wait_for_function("text => document.querySelector('#record-text')?.textContent === text", arg=SCRIPT)
@@ -280,6 +281,78 @@ def test_nothing_moves_under_who_is_reading(page):
         page.keyboard.press("Escape")
         page.locator(".note", has_text="4 in quarantine").wait_for()
         assert page.locator(".list .row").count() == 4
+
+
+def held_back(page, marked):
+    """From now on the page's requests whose address has that mark wait; the function answers them."""
+    waiting = []
+    page.route(lambda url: marked in url, lambda route: waiting.append(route))  # playwright marks what it calls
+
+    def let_go():
+        for route in waiting:
+            route.continue_()
+        page.unroute_all()
+        return len(waiting)
+
+    return let_go
+
+
+def test_a_row_in_sight_can_be_chosen_while_another_question_is_under_way(page):
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
+    with shown(source, page) as console:
+        page.goto(f"{console.url}#trouble")
+        page.locator(".note", has_text="3 in quarantine").wait_for()
+        let_go = held_back(page, "q=sought")
+        with page.expect_request(lambda request: "q=sought" in request.url):
+            page.fill("#rejected-search", "sought")
+
+        page.locator(".list .row").first.click()
+
+        page.locator("#record-text").wait_for()
+        assert let_go() == 1
+        page.locator(".note", has_text="0 found").wait_for()
+        assert page.locator(".list .row").count() == 0
+        assert page.locator("#record-text").count() == 1
+
+
+def test_an_answer_to_an_earlier_question_is_not_told(page):
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
+    with shown(source, page) as console:
+        page.goto(f"{console.url}#trouble")
+        page.locator(".note", has_text="3 in quarantine").wait_for()
+        let_go = held_back(page, "q=earlier")
+        with page.expect_request(lambda request: "q=earlier" in request.url):
+            page.fill("#rejected-search", "earlier")
+        page.fill("#rejected-search", "shardId")
+        page.locator(".note", has_text="3 found").wait_for()
+
+        with page.expect_request_finished(lambda request: "q=earlier" in request.url):
+            assert let_go() == 1
+        page.evaluate("fetch('/api/pipeline').then(answer => answer.text())")  # answered after it
+
+        assert page.locator(".note", has_text="3 found").count() == 1
+        assert page.locator(".list .row").count() == 3
+
+
+def test_what_was_asked_before_somebody_reads_does_not_move_the_list_either(page):
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
+    with shown(source, page) as console:
+        page.goto(f"{console.url}#trouble")
+        page.locator(".note", has_text="3 in quarantine").wait_for()
+        before = page.locator(".list .row").all_inner_texts()
+        let_go = held_back(page, "limit=100")
+        with page.expect_request(lambda request: "limit=100" in request.url):
+            source.quarantine.put("shardId-000000000000", [refused(9)])
+
+        page.locator(".list .row").nth(1).click()
+        page.locator("#record-text").wait_for()
+        let_go()
+
+        page.locator(".note", has_text="1 more since").wait_for()
+        assert page.locator(".list .row").all_inner_texts() == before
 
 
 def test_it_waits_for_something_to_show(page):

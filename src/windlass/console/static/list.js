@@ -1,13 +1,19 @@
 // A list of any length: only the rows in sight are in the page, and only the pages around them are fetched.
+//
+// 1. What is in sight can be chosen: rows stay, in the page and here, until the rows that replace them have come.
+// 2. Of two questions the later one counts: an answer to an earlier one is dropped, with what it would have told.
+// 3. Nothing moves under who is reading: what the clock asked for is dropped too, if somebody has begun meanwhile.
 import { h, fill } from "./dom.js";
 
 const PAGE = 100;
 
 export class VirtualList {
-  // fetchPage(offset, limit) → {total, rows}; draw(row) → children of the row; onpick(row) when one is chosen.
-  constructor({ label, head, draw, fetchPage, onpick, identity, empty, rowHeight = 30, rowClass = () => "" }) {
-    Object.assign(this, { draw, fetchPage, onpick, identity, rowHeight, rowClass, label });
+  // fetchPage(offset, limit) → {total, rows}; onanswer(answer) when its rows are taken, before they are drawn;
+  // draw(row) → children of the row; onpick(row) when one is chosen.
+  constructor({ label, head, draw, fetchPage, onanswer, onpick, identity, empty, rowHeight = 30, rowClass = () => "" }) {
+    Object.assign(this, { draw, fetchPage, onanswer, onpick, identity, rowHeight, rowClass, label });
     this.pages = new Map();
+    this.asked = new Set();
     this.total = 0;
     this.turn = 0;
     this.picked = null;
@@ -26,19 +32,41 @@ export class VirtualList {
     new ResizeObserver(() => this.later()).observe(this.scroller);
   }
 
-  // Something may have changed: what is in sight is asked for again; what is shown stays until the answer.
-  async refresh() {
+  // Something may have changed: what is in sight is asked for again. False where that was dropped.
+  refresh() {
+    const held = this.held();
+    return this.read(() => !held && this.held());
+  }
+
+  // Another question: from the top.
+  restart() {
+    this.scroller.scrollTop = 0;
+    return this.read(() => false);
+  }
+
+  async read(isUnwelcome) {
     const turn = ++this.turn;
-    const wanted = this.sight().pages;
+    const answers = [];
     const fresh = new Map();
-    for (const page of wanted.length ? wanted : [0]) {
+    for (const page of this.sight().pages) {
       const answer = await this.fetchPage(page * PAGE, PAGE);
-      if (turn !== this.turn) return;
-      this.total = answer.total;
+      if (turn !== this.turn) return false;
+      if (isUnwelcome()) {
+        this.later(); // what was missing and asked for before this turn was dropped with it
+        return false;
+      }
+      answers.push(answer);
       fresh.set(page, answer.rows);
     }
     this.pages = fresh;
+    answers.forEach((answer) => this.take(answer));
     this.render();
+    return true;
+  }
+
+  take(answer) {
+    this.total = answer.total;
+    this.onanswer(answer);
   }
 
   // Whether somebody is reading: then nothing may move under his eyes.
@@ -52,18 +80,12 @@ export class VirtualList {
     this.render();
   }
 
-  // Another question: from the top.
-  restart() {
-    this.pages = new Map();
-    this.scroller.scrollTop = 0;
-    return this.refresh();
-  }
-
   sight() {
     const top = this.scroller.scrollTop;
     const rows = Math.ceil(this.scroller.clientHeight / this.rowHeight) + 8;
-    const first = Math.max(0, Math.floor(top / this.rowHeight) - 4);
-    const last = Math.min(Math.max(0, this.total - 1), first + rows);
+    const end = Math.max(0, this.total - 1);
+    const first = Math.min(end, Math.max(0, Math.floor(top / this.rowHeight) - 4));
+    const last = Math.min(end, first + rows);
     const pages = [];
     for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page += 1) pages.push(page);
     return { first, last, pages };
@@ -81,12 +103,16 @@ export class VirtualList {
   async fetchMissing() {
     const turn = this.turn;
     for (const page of this.sight().pages) {
-      if (this.pages.has(page)) continue;
-      this.pages.set(page, []);
-      const answer = await this.fetchPage(page * PAGE, PAGE);
-      if (turn !== this.turn) return;
-      this.pages.set(page, answer.rows);
-      this.total = answer.total;
+      if (this.pages.has(page) || this.asked.has(page)) continue;
+      this.asked.add(page);
+      try {
+        const answer = await this.fetchPage(page * PAGE, PAGE);
+        if (turn !== this.turn) return;
+        this.pages.set(page, answer.rows);
+        this.take(answer);
+      } finally {
+        this.asked.delete(page);
+      }
     }
     this.render();
   }

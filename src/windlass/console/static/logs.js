@@ -14,10 +14,8 @@ export function logsView() {
     label: "Invocations", empty: "No calls to show.",
     head: ["time", "shard", "call", "records", "duration", "outcome"],
     identity: (call) => String(call.number),
-    fetchPage: (offset, limit) => ask("calls", { q: state.text, only: state.only, offset, limit }).then((answer) => {
-      say(note, `${count(answer.total)} kept`);
-      return answer;
-    }),
+    fetchPage: (offset, limit) => ask("calls", { q: state.text, only: state.only, offset, limit }),
+    onanswer: (answer) => say(note, `${count(answer.total)} kept`),
     draw: (call) => [
       h("span", { class: "num", title: both(call.started_ms) }, clock(call.started_ms, true)),
       h("span", { class: "num", title: call.shard_id }, call.shard_id ? shard(call.shard_id) : "–"),

@@ -20,11 +20,11 @@ export function troubleView(app) {
     label: "Rejected records", empty: "Nothing has been rejected.",
     head: ["arrived", "shard", "reason", "why"],
     identity: (record) => `${record.shard_id}|${record.sequence}|${record.sub}`,
-    fetchPage: (offset, limit) => ask("rejected", { reason: state.reason, q: state.text, offset, limit }).then((answer) => {
+    fetchPage: (offset, limit) => ask("rejected", { reason: state.reason, q: state.text, offset, limit }),
+    onanswer: (answer) => {
       drawReasons(answer.reasons);
       say(note, `${count(answer.total)} ${state.reason || state.text ? "found" : "in quarantine"}${answer.whole ? "" : " · not all of them are here"}`);
-      return answer;
-    }),
+    },
     draw: (record) => [
       h("span", { class: "num", title: both(record.arrival_ms) }, clock(record.arrival_ms, true)),
       h("span", { class: "num", title: record.shard_id }, shard(record.shard_id)),
@@ -118,7 +118,7 @@ export function troubleView(app) {
       if (state.busy || tick.revision.rejected === state.revision) return;
       state.revision = tick.revision.rejected;
       state.busy = true;
-      try { await (list.held() ? countNew() : list.refresh()); } finally { state.busy = false; }
+      try { if (list.held() || !(await list.refresh())) await countNew(); } finally { state.busy = false; }
     },
   };
 }

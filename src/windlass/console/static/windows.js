@@ -119,7 +119,8 @@ export function windowsView(app) {
     label: "Items of the table", empty: "No items yet: they come when windows close.",
     head: [pipeline.key_attribute, "window", ...pipeline.totals, "shards"],
     identity: (item) => `${item.key}|${item.window_start_ms}`,
-    fetchPage: (offset, limit) => ask("items", { q: state.text, offset, limit }).then(fresh),
+    fetchPage: (offset, limit) => ask("items", { q: state.text, offset, limit }),
+    onanswer: fresh,
     draw: (item) => [
       h("span", { class: "cell-key", title: item.key }, item.key),
       h("span", { class: "num", title: both(item.window_start_ms) }, item.window_start_ms ? moment(item.window_start_ms) : "–",
@@ -142,7 +143,6 @@ export function windowsView(app) {
       if (state.next.size > 5000) state.next = null;
     }
     say(itemsNote, `${count(answer.total)} ${state.text ? "found" : "items"}${app.tick && !app.tick.items_whole ? " · the newest only; filter by a whole key to read all of its items" : ""}`);
-    return answer;
   }
 
   const itemsNote = h("span", {});
