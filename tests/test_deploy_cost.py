@@ -38,6 +38,16 @@ def test_small_records_on_demand_pay_for_a_kilobyte_each():
     assert found.usd["Kinesis"] == pytest.approx(730 * 0.04 + gb * (0.08 + 0.04))
 
 
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_beyond_a_week_only_the_price_of_keeping_longer_grows(on_demand):
+    week, more = (
+        estimate(Load(records_s=1000, record_bytes=1024, on_demand=on_demand, retention_hours=hours), PRICES)
+        for hours in (168, 168 + 730)
+    )
+    gb_a_month = 1000 * 1024 / 1e9 * 730 * 3600
+    assert more.usd["Kinesis"] - week.usd["Kinesis"] == pytest.approx(gb_a_month * 0.023)
+
+
 def test_writes_are_one_per_key_window_and_shard():
     found = estimate(Load(records_s=10_000, keys=2, window_s=30, shards=4), PRICES)
     assert found.writes_s == pytest.approx(2 * 4 / 30)

@@ -234,6 +234,35 @@ def test_a_name_that_is_taken_is_one_line_and_nothing_is_made(cloud, at, capsys)
     assert nothing_is_left(cloud)
 
 
+def test_a_log_that_a_removed_function_left_is_one_line_and_nothing_is_made(cloud, at, capsys):
+    logs = cloud.client("logs")
+    logs.create_log_group(logGroupName="/aws/lambda/left")
+    assert deployed(at, "function=left") == 2
+    assert "the log group /aws/lambda/left exists already, outside this stack" in line(capsys)
+    assert nothing_is_left(cloud)
+
+    logs.delete_log_group(logGroupName="/aws/lambda/left")
+    logs.create_log_group(logGroupName="/aws/lambda/left-over")
+    assert deployed(at, "function=left") == 0
+
+
+def test_a_stream_encrypted_with_a_key_of_ones_own_asks_for_that_key(cloud, at, capsys):
+    kinesis = cloud.client("kinesis")
+    kinesis.create_stream(StreamName="mine", ShardCount=1)
+    key_arn = cloud.client("kms").create_key()["KeyMetadata"]["Arn"]
+    kinesis.start_stream_encryption(StreamName="mine", EncryptionType="KMS", KeyId=key_arn)
+    arn = kinesis.describe_stream_summary(StreamName="mine")["StreamDescriptionSummary"]["StreamARN"]
+    kinesis.create_stream(StreamName="plain", ShardCount=1)
+
+    assert deployed(at, f"stream={arn}") == 2
+    assert f'stream {arn} is encrypted with {key_arn}: say stream_key = "{key_arn}"' in line(capsys)
+    assert deployed(at, f"stream={arn.replace('mine', 'plain')}", f"stream_key={key_arn}") == 2
+    assert "leave stream_key out" in line(capsys)
+    assert nothing_is_left(cloud)
+
+    assert deployed(at, f"stream={arn}", f"stream_key={key_arn}") == 0
+
+
 def test_a_table_with_other_keys_is_one_line_that_names_them(cloud, at, capsys):
     cloud.client("dynamodb").create_table(
         TableName="kinesisAggs",

@@ -40,6 +40,7 @@ def windows(**more: Any) -> Windows:
     return Windows(Trip, **(given | more))
 
 
+KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 TOPIC = "arn:aws:sns:us-east-1:123456789012:me"
 VARIANTS: dict[str, tuple[Any, Settings]] = {
     "taxi": (TAXI.pipeline, NAMES),
@@ -58,7 +59,8 @@ VARIANTS: dict[str, tuple[Any, Settings]] = {
     "all settings": (
         windows(quarantine="s3://elsewhere/prefix"),
         Settings(
-            bucket="a-bucket", bucket_days=90, fast_runtime=True, environment={"STAGE": "test"}, python="3.12"
+            bucket="a-bucket", bucket_days=90, fast_runtime=True, environment={"STAGE": "test"}, python="3.12",
+            stream_key=KEY,
         ),
     ),
     "no quarantine": (windows(quarantine="none"), Settings(starting_position="LATEST")),
@@ -87,6 +89,17 @@ def test_keys_window_and_variables_are_the_declarations():
     variables = made["Function"]["Properties"]["Environment"]["Variables"]
     assert variables["dynamoDBTableName"] == {"Ref": "Table"}
     assert variables["WINDLASS_QUARANTINE"] == {"Fn::Sub": "s3://${Bucket}/quarantine"}
+
+
+def test_a_key_of_ones_own_encrypts_the_stream_and_the_role_may_decrypt_that_stream_with_it():
+    made = resources("all settings")
+    assert made["Stream"]["Properties"]["StreamEncryption"] == {"EncryptionType": "KMS", "KeyId": KEY}
+    statements = made["FunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    [decrypt] = [each for each in statements if "kms:Decrypt" in each["Action"]]
+    assert decrypt["Resource"] == KEY
+    of_stream = {"kms:EncryptionContext:aws:kinesis:arn": {"Fn::GetAtt": ["Stream", "Arn"]}}
+    assert decrypt["Condition"] == {"StringEquals": of_stream}
+    assert "kms:" not in str(resources("taxi")["FunctionRole"])
 
 
 def test_the_taxi_stack_has_the_names_of_the_lab():
@@ -197,6 +210,7 @@ def test_the_dashboard_is_json_and_graphs_every_reason_under_the_metric_that_cou
 LOSSY = [
     (Settings(retries=2), "retries", "refused", "discard a batch"),
     (Settings(retries=0), "retries", "refused", "discard a batch"),
+    (Settings(stream_key="alias/mine"), "stream_key", "refused", "is no key's ARN"),
     (Settings(record_age_s=3600), "record_age_s", "refused", "discard what is older"),
     (Settings(parallelization=2), "parallelization", "refused", "Lambda keeps one state per shard"),
     (Settings(bisect=True), "bisect", "refused", "not documented"),

@@ -33,6 +33,7 @@ METRICS, ALARMS = 20, 9
 SHARD_BYTES_S, SHARD_RECORDS_S = 1024 * 1024, 1000  # "Quotas and limits", Amazon Kinesis Data Streams
 ON_DEMAND_SHARDS = 4  # what a new on-demand stream begins with, ibid.
 CARRIER_BYTES_MAX = 1024 * 1024
+EXTENDED_HOURS_MAX = 168  # "Amazon Kinesis Data Streams pricing": what is kept beyond seven days has a price of its own
 ITEM_WRITE_UNITS_S = 1000  # per partition, so also per item: "Best practices for partition keys"
 
 
@@ -168,7 +169,8 @@ def _usd(
     usd, hours = table.usd, table.hours_a_month
     seconds = hours * 3600
     gb_in = stream_records_s * math.ceil(carrier_bytes / 1024) * 1024 / 1e9 * seconds
-    extended_hours = max(0, load.retention_hours - 24)
+    extended_hours = max(0, min(load.retention_hours, EXTENDED_HOURS_MAX) - 24)
+    long_hours = max(0, load.retention_hours - EXTENDED_HOURS_MAX)
     if load.on_demand:
         kinesis = hours * usd["kinesis_on_demand_stream_hour"]
         kinesis += gb_in * (usd["kinesis_on_demand_gb_in"] + usd["kinesis_on_demand_gb_out"])
@@ -178,6 +180,7 @@ def _usd(
         kinesis = shards * hours * usd["kinesis_shard_hour"]
         kinesis += put_units * seconds / 1e6 * usd["kinesis_million_put_units"]
         kinesis += shards * hours * usd["kinesis_extended_shard_hour"] if extended_hours else 0
+    kinesis += gb_in / hours * long_hours * usd["kinesis_long_term_gb_month"]
     items = min(load.keys, load.records_s * load.window_s) / load.window_s * 86_400 * load.kept_days
     item_bytes = ITEM_BYTES + FENCE_BYTES * max(1, round(writes_s * load.window_s / max(1, load.keys)))
     kept_gb = items * item_bytes / 1e9

@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of a new stream; None: on demand."""
     retention_hours: int = 24
     """How long a new stream keeps records: the time there is to mend what keeps a batch from being taken."""
+    stream_key: str | None = None
+    """The ARN of a KMS key of yours: a new stream is encrypted with it, one that exists already is."""
     table: str | None = None
     """The name of a new table, or the ARN of one that exists."""
     function: str | None = None
@@ -181,6 +183,7 @@ _CHOICES: Mapping[str, Sequence[Any]] = {
     "starting_position": START_KINDS,
     "log_days": _LOG_DAYS,
 }
+_KEY_ARN = r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[a-zA-Z0-9-]+"
 _NAMES: Mapping[str, str] = {
     "stream": r"[a-zA-Z0-9_.-]{1,128}",  # "CreateStream", Amazon Kinesis API Reference
     "table": r"[a-zA-Z0-9_.-]{3,255}",  # "CreateTable", Amazon DynamoDB API Reference
@@ -239,6 +242,11 @@ _RULES = (
     _Rule(
         "iterator_age_s", "refused", lambda s, _: s.iterator_age_s >= s.retention_hours * 3600,
         "iterator_age_s={found} is beyond the stream's retention: the alarm would come when records are gone",
+    ),
+    _Rule(
+        "stream_key", "refused", lambda s, _: bool(s.stream_key and not re.fullmatch(_KEY_ARN, s.stream_key)),
+        "stream_key={found} is no key's ARN, arn:aws:kms:REGION:ACCOUNT:key/ID: an alias can be given another key, and "
+        "the role's permission would stay behind",
     ),
     _Rule(
         "environment", "refused", lambda s, _: bool(RESERVED_VARIABLES & s.environment.keys()),

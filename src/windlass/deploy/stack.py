@@ -545,7 +545,7 @@ class _Code:
 
 def check_names(clients: Clients, settings: Settings, keys: TableKeys, present: Mapping[str, str], region: str) -> None:
     """New names must be free, given ARNs must lead to what is needed. Raises DeployProblem."""
-    check = _Names(clients, keys, region)
+    check = _Names(clients, keys, region, settings.stream_key)
     lookups: tuple[tuple[str, str | None, Callable[[str], None]], ...] = (
         ("Stream", settings.stream, check.stream),
         ("Table", settings.table, check.table),
@@ -558,11 +558,14 @@ def check_names(clients: Clients, settings: Settings, keys: TableKeys, present: 
             look(name)
 
 
+_AWS_KEY = "alias/aws/kinesis"
+
+
 class _Names:
     """One look-up per kind of name."""
 
-    def __init__(self, clients: Clients, keys: TableKeys, region: str) -> None:
-        self._clients, self._keys, self._region = clients, keys, region
+    def __init__(self, clients: Clients, keys: TableKeys, region: str, stream_key: str | None) -> None:
+        self._clients, self._keys, self._region, self._stream_key = clients, keys, region, stream_key
 
     def stream(self, name: str) -> None:
         place = {"StreamARN": name} if name.startswith("arn:") else {"StreamName": name}
@@ -576,9 +579,26 @@ class _Names:
             if status not in ("ACTIVE", "UPDATING"):
                 msg = f"stream {name} is {status}: wait until it is ACTIVE"
                 raise DeployProblem(msg)
+            self._decrypted(name, found["StreamDescriptionSummary"].get("KeyId", _AWS_KEY))
         elif found:
             arn = found["StreamDescriptionSummary"]["StreamARN"]
             raise DeployProblem(_taken("stream", name, f'read it with stream = "{arn}"'))
+
+    def _decrypted(self, name: str, key: str) -> None:
+        """A key of the account's own must be one that the role may use: Lambda reads the stream as the function."""
+        key_arn = None
+        if key != _AWS_KEY:
+            try:
+                described = self._clients("kms").describe_key(KeyId=key)["KeyMetadata"]
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "AccessDeniedException":
+                    return  # not for us to see: then the setting is taken as it is
+                raise
+            key_arn = described["Arn"] if described["KeyManager"] == "CUSTOMER" else None
+        if key_arn != self._stream_key:
+            told = f'say stream_key = "{key_arn}"' if key_arn else "leave stream_key out"
+            msg = f"stream {name} is encrypted with {key_arn or 'the key of AWS, or not at all'}: {told}"
+            raise DeployProblem(msg)
 
     def table(self, name: str) -> None:
         self._same_region("table", name)
@@ -599,6 +619,14 @@ class _Names:
     def function(self, name: str) -> None:
         if _found(lambda: self._clients("lambda").get_function(FunctionName=name)):
             raise DeployProblem(_taken("function", name))
+        log = f"/aws/lambda/{name}"
+        groups = self._clients("logs").describe_log_groups(logGroupNamePrefix=log)["logGroups"]
+        if any(group["logGroupName"] == log for group in groups):
+            msg = (
+                f"the log group {log} exists already, outside this stack, as one that was removed leaves it: "
+                "delete that group, or choose another name with --set function=NAME"
+            )
+            raise DeployProblem(msg)
 
     def role(self, name: str) -> None:
         if _found(lambda: self._clients("iam").get_role(RoleName=name)):

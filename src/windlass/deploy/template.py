@@ -11,7 +11,8 @@ Rules of this file:
 
 Sources: "AWS resource and property types reference", AWS CloudFormation; "Processing Amazon Kinesis Data Streams
 records with Lambda" (permissions), "Retain discarded batch records in Lambda" (destinations), "Types of metrics for
-Lambda functions", AWS Lambda Developer Guide; "DynamoDB metrics and dimensions".
+Lambda functions", AWS Lambda Developer Guide; "DynamoDB metrics and dimensions"; "Permissions to use user-generated KMS
+keys", Amazon Kinesis Data Streams Developer Guide.
 """
 
 import json
@@ -148,7 +149,7 @@ class _Stack:
         properties |= {
             "StreamModeDetails": mode,
             "RetentionPeriodHours": settings.retention_hours,
-            "StreamEncryption": {"EncryptionType": "KMS", "KeyId": "alias/aws/kinesis"},
+            "StreamEncryption": {"EncryptionType": "KMS", "KeyId": settings.stream_key or "alias/aws/kinesis"},
         }
         return {"Type": "AWS::Kinesis::Stream", "Properties": properties}
 
@@ -220,6 +221,10 @@ class _Stack:
             _allow("ReadStream", LAMBDA_READS, self._stream_arn()),
             _allow("WriteTable", WRITES[layout], table),
         ]
+        if self.settings.stream_key:
+            encrypted = {"StringEquals": {"kms:EncryptionContext:aws:kinesis:arn": self._stream_arn()}}
+            read = _allow("DecryptStream", ("kms:Decrypt",), self.settings.stream_key)
+            statements.append(read | {"Condition": encrypted})
         where = self.pipeline.quarantine
         kept = {"Fn::Sub": f"${{Bucket.Arn}}/{QUARANTINE_PREFIX}/*"}
         if not isinstance(where, Env) and where.startswith("s3://"):
