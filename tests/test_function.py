@@ -1099,6 +1099,7 @@ def other_pythons() -> list[Path]:
     return [Path(next(filter(None, paths))) for paths in found if any(paths)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("python", other_pythons(), ids=lambda path: path.name)
 def test_a_function_runs_on_the_interpreter_that_its_runtime_names(
     python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -10,7 +10,7 @@ import pytest
 
 from windlass.produce.trips import IDS, Trip, great_circle_miles, trips
 
-DRAWN = 200_000
+DRAWN = 100_000
 KM_PER_MILE = 1.609344
 
 # The figures as they were published, written down here a second time: per cent, trips, seconds, kilometres.

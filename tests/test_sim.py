@@ -78,7 +78,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.parametrize("first", [1, 31])
+@pytest.mark.parametrize("first", [1, pytest.param(31, marks=pytest.mark.heavy)])
 def test_every_run_is_exact(name, first):
     pipeline = PIPELINES[name]
     assert_exact(pipeline, seed=first, runs=30, records=60, keys=4)
@@ -252,7 +252,7 @@ def test_ctrl_c_ends_the_runs_and_tells_of_those_that_were_made(processes, monke
     monkeypatch.setattr(command, "_progress", interrupting)
     # Processes begin with this one's path, where other tests may have put a module of theirs.
     monkeypatch.setattr("sys.path", [place for place in sys.path if "pytest-" not in place])
-    others = multiprocessing.active_children()
+    others = set(multiprocessing.active_children())
     out, err = io.StringIO(), io.StringIO()
     options = command.Options(app=APP, runs=1000, records=20, shards=1, processes=processes, json=True)
 
@@ -262,7 +262,7 @@ def test_ctrl_c_ends_the_runs_and_tells_of_those_that_were_made(processes, monke
     assert told["interrupted"] is True
     assert told["runs"] < 1000
     assert err.getvalue().startswith("interrupted; of the runs that had been made:")
-    assert multiprocessing.active_children() == others
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_the_command_ends_with_one_json_object():
