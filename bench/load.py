@@ -1,11 +1,11 @@
 """What every contender gets: the same trips, as Lambda's events."""
 
-import base64
 import json
 from itertools import islice
 from random import Random
 from typing import Any
 
+from windlass.deploy.measure import event_of
 from windlass.produce.aggregate import carrier_bytes
 from windlass.produce.dialects import DIALECTS
 from windlass.produce.records import UserRecord
@@ -14,7 +14,6 @@ from windlass.produce.trips import trips
 TRIP_BYTES = 422  # what a trip of the workshop's stream comes to, with its key and its envelope
 RECORDS = 1_000
 CARRIERS, TRIPS_PER_CARRIER = 50, 120
-ARRIVAL_S = 1_607_497_441.5
 
 
 def payloads(count: int, dialect: str = "kpl") -> list[bytes]:
@@ -30,47 +29,14 @@ def _filled(data: bytes) -> bytes:
     return data[:-1] + b',"note":"' + b"x" * gap + b'"}'
 
 
-def event(data: list[bytes]) -> dict[str, Any]:
-    """A windowed event of one shard."""
-    return {
-        "Records": [_record(number, each) for number, each in enumerate(data)],
-        "window": {"start": "2020-12-09T07:04:00Z", "end": "2020-12-09T07:04:30Z"},
-        "state": {},
-        "shardId": "shardId-000000000006",
-        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/input-stream",
-        "isFinalInvokeForWindow": False,
-        "isWindowTerminatedEarly": False,
-    }
-
-
-def _record(number: int, data: bytes) -> dict[str, Any]:
-    sequence = str(49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898 + number)
-    return {
-        "kinesis": {
-            "kinesisSchemaVersion": "1.0",
-            "partitionKey": f"id{number:07d}",
-            "sequenceNumber": sequence,
-            "data": base64.b64encode(data).decode(),
-            "approximateArrivalTimestamp": ARRIVAL_S,
-        },
-        "eventSource": "aws:kinesis",
-        "eventVersion": "1.0",
-        "eventID": f"shardId-000000000006:{sequence}",
-        "eventName": "aws:kinesis:record",
-        "invokeIdentityArn": "arn:aws:iam::123456789012:role/KinesisLambdaConsumerRole",
-        "awsRegion": "us-east-1",
-        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/input-stream",
-    }
-
-
 def plain() -> tuple[dict[str, Any], int]:
     """An event of RECORDS plain records, and how many trips it holds."""
-    return event(payloads(RECORDS)), RECORDS
+    return event_of(payloads(RECORDS)), RECORDS
 
 
 def texts() -> tuple[dict[str, Any], int]:
     """The same with every number written as a string, as the Flink producer writes them."""
-    return event(payloads(RECORDS, "flink")), RECORDS
+    return event_of(payloads(RECORDS, "flink")), RECORDS
 
 
 def aggregated() -> tuple[dict[str, Any], int]:
@@ -80,7 +46,7 @@ def aggregated() -> tuple[dict[str, Any], int]:
         carrier_bytes([UserRecord(f"id{start + n:07d}", each) for n, each in enumerate(data[start : start + 120])])
         for start in range(0, len(data), TRIPS_PER_CARRIER)
     ]
-    return event(carriers), len(data)
+    return event_of(carriers), len(data)
 
 
 def as_bytes(sample: dict[str, Any]) -> bytes:

@@ -13,6 +13,19 @@ SHARD = "shardId-000000000000"
 STREAM = "arn:aws:kinesis:us-east-1:123456789012:stream/input-stream"
 START_S = 1_607_497_440  # 2020-12-09T07:04:00Z
 START, END_30 = "2020-12-09T07:04:00Z", "2020-12-09T07:04:30Z"
+TOTALS_TABLE: dict[str, Any] = {
+    "TableName": "totals",
+    "AttributeDefinitions": [
+        {"AttributeName": "vendorId", "AttributeType": "N"},
+        {"AttributeName": "windowStart", "AttributeType": "S"},
+    ],
+    "KeySchema": [
+        {"AttributeName": "vendorId", "KeyType": "HASH"},
+        {"AttributeName": "windowStart", "KeyType": "RANGE"},
+    ],
+    "BillingMode": "PAY_PER_REQUEST",
+}
+"""What CreateTable takes for the taxi pipeline's totals, layout `history`."""
 
 
 def sequence(number: int) -> str:

@@ -10,7 +10,7 @@ from botocore.utils import InstanceMetadataFetcher
 from moto import mock_aws
 from typer.testing import CliRunner
 
-from tests.builders import trip
+from tests.builders import TOTALS_TABLE, trip
 from windlass import cli
 from windlass.commands import clients
 from windlass.commands.clients import ClientProblem, client
@@ -211,18 +211,7 @@ def test_verify_answers_by_its_exit_status(aws, tmp_path: Path) -> None:
     sequences = [kinesis.put_record(StreamName="trips", Data=data, PartitionKey="k")["SequenceNumber"] for data in put]
     iterator = kinesis.get_shard_iterator(StreamName="trips", ShardId=SHARD, ShardIteratorType="TRIM_HORIZON")
     records = kinesis.get_records(ShardIterator=iterator["ShardIterator"])["Records"]
-    dynamodb.create_table(
-        TableName="totals",
-        KeySchema=[
-            {"AttributeName": "vendorId", "KeyType": "HASH"},
-            {"AttributeName": "windowStart", "KeyType": "RANGE"},
-        ],
-        AttributeDefinitions=[
-            {"AttributeName": "vendorId", "AttributeType": "N"},
-            {"AttributeName": "windowStart", "AttributeType": "S"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    dynamodb.create_table(**TOTALS_TABLE)
     by_window: dict[int, list[int]] = {}
     for record, passengers in zip(records, [2, 5], strict=False):
         start = int(record["ApproximateArrivalTimestamp"].timestamp()) // 900 * 900

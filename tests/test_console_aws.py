@@ -11,6 +11,7 @@ import pytest
 
 from tests import browser as browsers
 from tests.browser import Watched
+from tests.builders import TOTALS_TABLE
 from windlass.commands import console as command
 from windlass.console.aws_source import AT_HOME, AwsSource
 from windlass.console.call_log import CallLog
@@ -58,18 +59,7 @@ def deployed(cloud):
     cloud.client("iam").create_role(RoleName="runs", AssumeRolePolicyDocument="{}")
     cloud.client("kinesis").create_stream(StreamName="trips", ShardCount=2)
     cloud.client("s3").create_bucket(Bucket="refused-trips")
-    cloud.client("dynamodb").create_table(
-        TableName="totals",
-        AttributeDefinitions=[
-            {"AttributeName": "vendorId", "AttributeType": "N"},
-            {"AttributeName": "windowStart", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "vendorId", "KeyType": "HASH"},
-            {"AttributeName": "windowStart", "KeyType": "RANGE"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    cloud.client("dynamodb").create_table(**TOTALS_TABLE)
     cloud.client("lambda").create_function(
         FunctionName="folds",
         Runtime=f"python3.{sys.version_info[1]}",

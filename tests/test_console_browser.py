@@ -75,6 +75,17 @@ def shown(source, page):
         page.goto("about:blank")
 
 
+@contextmanager
+def three_rejected(page):
+    """The view of trouble, with three records in quarantine; the quarantine."""
+    source = MadeUp()
+    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
+    with shown(source, page) as console:
+        page.goto(f"{console.url}#trouble")
+        page.locator(".note", has_text="3 in quarantine").wait_for()
+        yield source.quarantine
+
+
 def put(demo, data: bytes, key: str = "test") -> None:
     demo.clients["kinesis"].put_record(StreamName=STREAM, PartitionKey=key, Data=data)
 
@@ -269,13 +280,10 @@ def test_it_fits_a_phone(chromium):
 
 
 def test_nothing_moves_under_who_is_reading(page):
-    source = MadeUp()
-    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
-    with shown(source, page) as console:
-        page.goto(f"{console.url}#trouble")
+    with three_rejected(page) as quarantine:
         page.locator(".list .row").nth(1).click()
         before = page.locator(".list .row").all_inner_texts()
-        source.quarantine.put("shardId-000000000000", [refused(9)])
+        quarantine.put("shardId-000000000000", [refused(9)])
         page.locator(".note", has_text="1 more since").wait_for()
         assert page.locator(".list .row").all_inner_texts() == before
         page.keyboard.press("Escape")
@@ -298,11 +306,7 @@ def held_back(page, marked):
 
 
 def test_a_row_in_sight_can_be_chosen_while_another_question_is_under_way(page):
-    source = MadeUp()
-    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
-    with shown(source, page) as console:
-        page.goto(f"{console.url}#trouble")
-        page.locator(".note", has_text="3 in quarantine").wait_for()
+    with three_rejected(page):
         let_go = held_back(page, "q=sought")
         with page.expect_request(lambda request: "q=sought" in request.url):
             page.fill("#rejected-search", "sought")
@@ -317,11 +321,7 @@ def test_a_row_in_sight_can_be_chosen_while_another_question_is_under_way(page):
 
 
 def test_an_answer_to_an_earlier_question_is_not_told(page):
-    source = MadeUp()
-    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
-    with shown(source, page) as console:
-        page.goto(f"{console.url}#trouble")
-        page.locator(".note", has_text="3 in quarantine").wait_for()
+    with three_rejected(page):
         let_go = held_back(page, "q=earlier")
         with page.expect_request(lambda request: "q=earlier" in request.url):
             page.fill("#rejected-search", "earlier")
@@ -337,15 +337,11 @@ def test_an_answer_to_an_earlier_question_is_not_told(page):
 
 
 def test_what_was_asked_before_somebody_reads_does_not_move_the_list_either(page):
-    source = MadeUp()
-    source.quarantine.put("shardId-000000000000", [refused(n) for n in range(1, 4)])
-    with shown(source, page) as console:
-        page.goto(f"{console.url}#trouble")
-        page.locator(".note", has_text="3 in quarantine").wait_for()
+    with three_rejected(page) as quarantine:
         before = page.locator(".list .row").all_inner_texts()
         let_go = held_back(page, "limit=100")
         with page.expect_request(lambda request: "limit=100" in request.url):
-            source.quarantine.put("shardId-000000000000", [refused(9)])
+            quarantine.put("shardId-000000000000", [refused(9)])
 
         page.locator(".list .row").nth(1).click()
         page.locator("#record-text").wait_for()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.builders import TOTALS_TABLE
 from tests.test_deploy_package import made
 from windlass.commands import deploy as command
 from windlass.commands import verify
@@ -296,18 +297,7 @@ def test_what_is_not_there_or_not_possible_is_one_line_and_nothing_is_made(cloud
 
 def test_an_existing_stream_and_table_are_used_and_stay(cloud, at, capsys):
     cloud.client("kinesis").create_stream(StreamName="mine", ShardCount=1)
-    cloud.client("dynamodb").create_table(
-        TableName="totals",
-        AttributeDefinitions=[
-            {"AttributeName": "vendorId", "AttributeType": "N"},
-            {"AttributeName": "windowStart", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "vendorId", "KeyType": "HASH"},
-            {"AttributeName": "windowStart", "KeyType": "RANGE"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    cloud.client("dynamodb").create_table(**TOTALS_TABLE)
     settings = [
         f"stream=arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/mine",
         f"table=arn:aws:dynamodb:us-east-1:{ACCOUNT}:table/totals",

@@ -9,6 +9,7 @@ import pytest
 from moto import mock_aws
 from typer.testing import CliRunner
 
+from tests.builders import TOTALS_TABLE
 from windlass import cli
 from windlass.commands import deploy as command
 from windlass.deploy.package import Package
@@ -33,18 +34,7 @@ def aws(monkeypatch):
 @pytest.fixture
 def totals() -> Any:
     """A table named totals, as boto3 has it."""
-    return boto3.resource("dynamodb").create_table(
-        TableName="totals",
-        AttributeDefinitions=[
-            {"AttributeName": "vendorId", "AttributeType": "N"},
-            {"AttributeName": "windowStart", "AttributeType": "S"},
-        ],
-        KeySchema=[
-            {"AttributeName": "vendorId", "KeyType": "HASH"},
-            {"AttributeName": "windowStart", "KeyType": "RANGE"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    return boto3.resource("dynamodb").create_table(**TOTALS_TABLE)
 
 
 def test_windows_as_json_are_one_object(totals):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 import windlass
-from tests.builders import aggregate, trip
+from tests.builders import TOTALS_TABLE, aggregate, trip
 from windlass.core.aggregate import CorruptAggregate, HashRange, deaggregate
 from windlass.core.schema import Fault
 from windlass.core.totals import Sum
@@ -1013,18 +1013,7 @@ def test_against_a_real_stream_and_table(aws) -> None:
     data = [trip(1 + number % 2, number % 10) for number in range(50)] + [b"?"]
     for number, payload in enumerate(data):
         kinesis.put_record(StreamName="trips", Data=payload, PartitionKey=str(number))
-    dynamodb.create_table(
-        TableName="totals",
-        KeySchema=[
-            {"AttributeName": "vendorId", "KeyType": "HASH"},
-            {"AttributeName": "windowStart", "KeyType": "RANGE"},
-        ],
-        AttributeDefinitions=[
-            {"AttributeName": "vendorId", "AttributeType": "N"},
-            {"AttributeName": "windowStart", "AttributeType": "S"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    dynamodb.create_table(**TOTALS_TABLE)
     now_ms = int(time.time() * 1000) + 60_000
     pipeline = description(every_s=900)
 

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from windlass import Count, Record, Sum, Windows
 from windlass.core.contribution import Contribution
@@ -76,17 +77,20 @@ def _event(record_bytes: int, per_aggregate: int) -> bytes:
     if per_aggregate > 1:
         groups = [data[start : start + per_aggregate] for start in range(0, RECORDS, per_aggregate)]
         data = [carrier_bytes([UserRecord("k", each, None) for each in group]) for group in groups]
-    return json.dumps(
-        {
-            "Records": [_framed(number, each) for number, each in enumerate(data)],
-            "window": {"start": "2020-12-09T07:04:00Z", "end": "2020-12-09T07:04:30Z"},
-            "state": {},
-            "shardId": "shardId-000000000000",
-            "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/measure",
-            "isFinalInvokeForWindow": False,
-            "isWindowTerminatedEarly": False,
-        }
-    ).encode()
+    return json.dumps(event_of(data)).encode()
+
+
+def event_of(data: list[bytes]) -> dict[str, Any]:
+    """Kinesis records with these bytes as one windowed event of Lambda's, not the window's last."""
+    return {
+        "Records": [_framed(number, each) for number, each in enumerate(data)],
+        "window": {"start": "2020-12-09T07:04:00Z", "end": "2020-12-09T07:04:30Z"},
+        "state": {},
+        "shardId": "shardId-000000000000",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/input-stream",
+        "isFinalInvokeForWindow": False,
+        "isWindowTerminatedEarly": False,
+    }
 
 
 def _record(number: int, record_bytes: int) -> bytes:
@@ -94,7 +98,7 @@ def _record(number: int, record_bytes: int) -> bytes:
     return (bare[:-2] + "x" * max(0, record_bytes - len(bare)) + '"}').encode()
 
 
-def _framed(number: int, data: bytes) -> dict[str, object]:
+def _framed(number: int, data: bytes) -> dict[str, Any]:
     sequence = str(4959 * 10**52 + number)
     return {
         "kinesis": {
@@ -108,7 +112,7 @@ def _framed(number: int, data: bytes) -> dict[str, object]:
         "eventVersion": "1.0",
         "eventID": f"shardId-000000000000:{sequence}",
         "eventName": "aws:kinesis:record",
-        "invokeIdentityArn": "arn:aws:iam::123456789012:role/measure",
+        "invokeIdentityArn": "arn:aws:iam::123456789012:role/KinesisLambdaConsumerRole",
         "awsRegion": "us-east-1",
-        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/measure",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/input-stream",
     }
