@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 
 from windlass.commands import mapping as command
 from windlass.local.cloud import Cloud
+from windlass.table import DynamoTable, Item, Throttled
 
 pytestmark = pytest.mark.heavy
 
@@ -154,14 +155,14 @@ def test_what_cannot_begin_is_one_line(
 
 DECLARED = """
 from datetime import timedelta
-from windlass import Count, Record, Records, Windows, env
+from windlass import Count, DeliveryPolicy, Record, Records, Windows, env
 
 class Trip(Record):
     vendorId: int
 
 trips = Windows(Trip, key="vendorId", every=timedelta(seconds=1), totals={"n": Count()}, table=env("TRIPS_TABLE"))
 handler = trips.handler
-each = Records(Trip, table=env("TRIPS_TABLE"))
+each = Records(Trip, table=env("TRIPS_TABLE"), delivery=DeliveryPolicy(attempts=1))
 """
 
 
@@ -199,6 +200,30 @@ def test_a_declaration_gives_the_window(cloud: Cloud, declared: Path, tables: No
     status, counted, said = run(cloud, f"{declared}:{name}", f"declared-{name}")
     assert (status, counted.get("errors")) == (0, 0), said
     assert counted["finals"] >= 1
+
+
+def test_what_a_pipeline_of_records_could_not_store_comes_again(cloud: Cloud, declared: Path, monkeypatch) -> None:
+    keys = {"shard": "HASH", "position": "RANGE"}
+    cloud.client("dynamodb").create_table(
+        TableName="each",
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in keys],
+        KeySchema=[{"AttributeName": key, "KeyType": role} for key, role in keys.items()],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    cloud.client("kinesis").create_stream(StreamName="each", ShardCount=1)
+    cloud.client("kinesis").put_records(
+        StreamName="each", Records=[{"Data": b'{"vendorId":1}', "PartitionKey": key} for key in "ab"]
+    )
+    monkeypatch.setenv("TRIPS_TABLE", "each")
+    throttled, put = {1: Throttled(("ThrottlingException",))}, DynamoTable.put
+
+    def put_less_at_first(table: DynamoTable, items: Sequence[Item]) -> Mapping[int, Throttled]:
+        left = put(table, items[:1] if throttled else items)
+        return left or {index: throttled.pop(index) for index in list(throttled)}
+
+    monkeypatch.setattr(DynamoTable, "put", put_less_at_first)
+    assert run(cloud, f"{declared}:each", "each")[0] == 0
+    assert cloud.client("dynamodb").scan(TableName="each")["Count"] == 2
 
 
 @pytest.mark.parametrize(

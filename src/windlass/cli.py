@@ -318,7 +318,9 @@ def mapping_run(
     consumer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Read through this enhanced fan-out consumer of the stream.")
     ] = None,
-    endpoint_url: EndpointOption = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="The stream's endpoint; what the handler calls is for AWS_ENDPOINT_URL to say.")
+    ] = None,
     region: RegionOption = None,
     starting_position: Annotated[StartName, typer.Option(help="Where to begin.")] = StartName.TRIM_HORIZON,
     since: Annotated[
@@ -334,7 +336,7 @@ def mapping_run(
     record_age: Annotated[int | None, typer.Option(metavar="SECONDS", help="Give up older records.")] = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Halve a batch that fails.")] = False,
     report_item_failures: Annotated[
-        bool, typer.Option("--report-item-failures", help="Heed batchItemFailures.")
+        bool, typer.Option("--report-item-failures", help="Heed batchItemFailures; a Records pipeline's always are.")
     ] = False,
     on_failure: Annotated[str | None, typer.Option(metavar="ARN", help="Where discarded batches are told of.")] = None,
     filter_: Annotated[list[str] | None, typer.Option("--filter", metavar="JSON", help="A filter pattern.")] = None,

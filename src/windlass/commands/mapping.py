@@ -21,7 +21,7 @@ from windlass.commands.verify import moment_ms
 from windlass.handler import RecordsHandler, WindowsHandler
 from windlass.local.destination import AwsDestination
 from windlass.local.mapping import Answered, Failed, Invoke, Outcome
-from windlass.local.mapping_settings import InvalidRequest, MappingSettings
+from windlass.local.mapping_settings import REPORT_ITEM_FAILURES, InvalidRequest, MappingSettings
 from windlass.local.poller import (
     FileCheckpoints,
     InProcess,
@@ -135,7 +135,7 @@ def _poller(options: Options, err: TextIO, closed: ExitStack) -> Poller:
 
 
 def _as_declared(options: Options, handler: Any) -> Options:
-    """With the window of a declaration, which calls of other windows would only fail. Raises BadOption."""
+    """With what a declaration's calls need: its window, or answers that name what failed. Raises BadOption."""
     if not isinstance(handler, WindowsHandler | RecordsHandler):
         return options
     declared_s = handler.plan.every_s if isinstance(handler, WindowsHandler) else 0
@@ -146,7 +146,10 @@ def _as_declared(options: Options, handler: Any) -> Options:
             f"{f'{declared_s} s' if declared_s else 'none'}: leave it out"
         )
         raise BadOption(msg)
-    return msgspec.structs.replace(options, request={**options.request, "TumblingWindowInSeconds": declared_s})
+    needed: dict[str, Any] = {"TumblingWindowInSeconds": declared_s}
+    if isinstance(handler, RecordsHandler):  # else what was not stored would pass for stored
+        needed["FunctionResponseTypes"] = [REPORT_ITEM_FAILURES]
+    return msgspec.structs.replace(options, request={**options.request, **needed})
 
 
 def _check_seams(handler: Any) -> None:
