@@ -73,6 +73,15 @@ def test_a_dry_run_needs_no_credentials():
         assert run("deploy", TAXI, "--stack", "taxi", "--dry-run").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "at_home"), [("http://127.0.0.1:4566", True), ("https://lambda.us-east-1.amazonaws.com", False)]
+)
+def test_the_zip_is_for_this_machine_where_the_environment_names_it(monkeypatch, endpoint: str, at_home: bool):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    told = run("deploy", TAXI, "--stack", "taxi", "--dry-run")
+    assert ("for this machine: Python" in told.stdout) is at_home
+
+
 def test_a_log_without_lines_says_so_and_prints_nothing_else():
     boto3.client("cloudformation").create_stack(StackName="taxi", TemplateBody=LOG_ONLY)
     for more in ([], ["--json"]):

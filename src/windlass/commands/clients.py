@@ -24,6 +24,11 @@ def is_home(endpoint_url: str | None) -> bool:
     return bool(endpoint_url) and urlsplit(endpoint_url).hostname in _HOME
 
 
+def speaks_to_home(made: Any) -> bool:
+    """Whether a client's endpoint is on this machine, whether by --endpoint-url or by AWS_ENDPOINT_URL."""
+    return is_home(made.meta.endpoint_url)
+
+
 def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any:
     """A client of the service. Raises ClientProblem, as its calls do where there are no credentials.
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import msgspec
 
-from windlass.commands.clients import ClientProblem, client, is_home
+from windlass.commands.clients import ClientProblem, client, speaks_to_home
 from windlass.console.aws_source import AT_HOME, ON_AWS, AwsSource
 from windlass.console.problem import ConsoleProblem
 from windlass.console.server import Console
@@ -59,7 +59,7 @@ def source_of(options: Options) -> AwsSource:
         function=function,
         table=options.table,
         endpoint=options.endpoint_url or "",
-        paces=AT_HOME if is_home(options.endpoint_url) else ON_AWS,
+        paces=AT_HOME if speaks_to_home(make("lambda")) else ON_AWS,
     )
 
 

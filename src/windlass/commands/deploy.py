@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import msgspec
 
 from windlass.apps import App, AppProblem, find_app
-from windlass.commands.clients import ClientProblem, client, is_home
+from windlass.commands.clients import ClientProblem, client, speaks_to_home
 from windlass.deploy import cost, status
 from windlass.deploy.package import Package, package
 from windlass.deploy.problem import DeployProblem
@@ -175,7 +175,7 @@ def run_deploy(chosen: Chosen, common: Common, *, code_bucket: str | None, repla
         out = sys.stderr if common.json else sys.stdout
         stack = Stack(common.stack, common.clients, time.sleep)
         target = settings.target
-        if is_home(common.endpoint_url):  # where only what this machine runs can run
+        if speaks_to_home(common.clients("lambda")):  # where only what this machine runs can run
             target = Target.this_machine()
             settings = settings.at(target)
             _out(f"for this machine: Python {target.python}, {target.arch}", out)
