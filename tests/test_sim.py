@@ -265,6 +265,21 @@ def test_ctrl_c_ends_the_runs_and_tells_of_those_that_were_made(processes, monke
     assert set(multiprocessing.active_children()) <= others
 
 
+def test_ctrl_c_before_the_first_run_has_ended_calls_nothing_exact(monkeypatch):
+    @contextmanager
+    def interrupting(options, err):
+        yield interrupt
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_progress", interrupting)
+    out = io.StringIO()
+
+    assert command.run(command.Options(app=APP, runs=2, records=20, processes=1), out, io.StringIO()) == 130
+    assert out.getvalue().splitlines()[-1] == "no run had ended"
+
+
 def test_the_command_ends_with_one_json_object():
     out, err = io.StringIO(), io.StringIO()
     options = command.Options(app=APP, runs=3, records=60, shards=2, keys=4, processes=1, json=True)

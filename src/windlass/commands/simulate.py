@@ -75,7 +75,7 @@ def _show(summary: Summary, out: TextIO) -> None:
     for start in range(0, len(counted), FAULTS_A_LINE):
         print("  " + ", ".join(counted[start : start + FAULTS_A_LINE]), file=out)
     if not summary.failing_seeds:
-        print("exact, every run", file=out)
+        print("exact, every run" if summary.runs else "no run had ended", file=out)
         return
     broken = ", ".join(f"{name} in {count}" for name, count in summary.violations.items())
     print(
