@@ -33,14 +33,14 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class Sum(msgspec.Struct, frozen=True):
-    """The exact sum of a numeric field. For float and Decimal fields, `decimals` places are kept (0 to 28)."""
+    """The exact sum of a numeric field. Floats and Decimals of more than `decimals` places (0 to 28) are rejected."""
 
     field: str
     decimals: int = DECIMALS_DEFAULT
 
 
 class Mean(msgspec.Struct, frozen=True):
-    """The mean of a numeric field, stored as `<name>#sum` and `<name>#count`; readers divide."""
+    """The mean of a numeric field, stored as `<name>#sum`, exact as a Sum is, and `<name>#count`; readers divide."""
 
     field: str
     decimals: int = DECIMALS_DEFAULT
