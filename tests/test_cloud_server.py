@@ -3,14 +3,18 @@
 import http.client
 import socket
 import ssl
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.base_backend import BackendDict
 from moto.logs.models import logs_backends
 from typer.testing import CliRunner
@@ -196,6 +200,65 @@ def test_lines_of_several_streams_are_stored_in_order_and_echoed_once() -> None:
     monitor.flush()
     assert "shared" in logs_backends["123456789012"]["us-east-1"].groups
     assert echoed[3:] == ["g third"]
+    BackendDict.reset()
+
+
+def test_a_flush_is_over_when_what_another_had_taken_is_stored_too() -> None:
+    BackendDict.reset()
+    taken, stored = threading.Event(), threading.Event()
+    found: list[str] = []
+
+    def echo(_: str, __: str) -> None:
+        taken.set()
+        assert stored.wait(30)
+
+    def read() -> None:
+        monitor.flush()
+        groups = logs_backends["123456789012"]["us-east-1"].groups
+        found.extend(event.message for group in groups.values() for event in group.streams["one"].events)
+
+    monitor = Monitor("123456789012", now_ms=lambda: 1, locked=lambda _: nullcontext(), echo=echo)
+    monitor.sink(Settings(name="f", runtime="python3.13"))(int(time.time() * 1000), "one", "said")
+    flushing, reading = threading.Thread(target=monitor.flush), threading.Thread(target=read)
+    flushing.start()
+    assert taken.wait(30)
+    reading.start()
+    reading.join(0.2)  # as long as it may: it has nothing to read yet
+    stored.set()
+    flushing.join()
+    reading.join()
+    assert found == ["said"]
+    BackendDict.reset()
+
+
+def test_lines_and_metrics_written_while_others_are_handed_on_are_stored_once() -> None:
+    BackendDict.reset()
+    echoed: list[str] = []
+    monitor = Monitor(
+        "123456789012", now_ms=lambda: 1, locked=lambda _: nullcontext(), echo=lambda _, line: echoed.append(line)
+    )
+    settings = Settings(name="f", runtime="python3.13")
+    line = HEAD % ("[]", '[{"Name":"m"}]', ',"m":1')
+    write = monitor.sink(settings)
+
+    def work(stream: int) -> None:
+        for _ in range(200):
+            write(int(time.time() * 1000), str(stream), line)
+            monitor.throttled(settings)
+
+    had = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # a thread may lose its turn in the middle of anything
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            working = [pool.submit(work, stream) for stream in range(4)]
+            while not all(each.done() for each in working):
+                monitor.flush()
+    finally:
+        sys.setswitchinterval(had)
+    monitor.flush()
+    metrics = cloudwatch_backends["123456789012"]["us-east-1"].metric_data
+    assert len(echoed) == 800
+    assert Counter(metric.name for metric in metrics) == {"m": 800, "Throttles": 800}
     BackendDict.reset()
 
 

@@ -102,8 +102,9 @@ class _Mapping:
         self.counted: dict[str, int] = {}
 
     def echo(self) -> dict[str, Any]:
-        if self.poller is not None:
-            self.last_result = self.poller.last_result
+        poller = self.poller  # once: it goes while a command is carried out
+        if poller is not None:
+            self.last_result = poller.last_result
         return {
             **self.settings.echo(),
             "State": str(self.state),
@@ -226,7 +227,7 @@ class Mappings:
     def state(self) -> list[MappingState]:
         """Every mapping with its shards."""
         with self._lock:
-            held = list(self._held.values())
+            held = [(mapping, mapping.poller) for mapping in self._held.values()]
         return [
             MappingState(
                 uuid=mapping.settings.uuid,
@@ -235,9 +236,9 @@ class Mappings:
                 state=str(mapping.state),
                 last_result=mapping.echo()["LastProcessingResult"],
                 settings=mapping.settings,
-                shards=mapping.poller.status() if mapping.poller else [],
+                shards=poller.status() if poller else [],
             )
-            for mapping in held
+            for mapping, poller in held
         ]
 
     def sent(self) -> list[Sent]:

@@ -84,7 +84,8 @@ class Monitor:
         self._now_ms = now_ms
         self._locked = locked
         self._echo = echo
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is gathered
+        self._handing_on = threading.Lock()
         self._lines: list[_Line] = []
         self._metrics: list[Metric] = []
         self._puts: Counter[tuple[str, str, str]] = Counter()
@@ -110,33 +111,35 @@ class Monitor:
         group = settings.log_group or f"/aws/lambda/{settings.name}"
 
         def write(at_ms: int, stream: str, text: str) -> None:
-            self._lines.append(_Line(settings.name, settings.region, group, stream, at_ms, text))
-            if text.startswith(_EMBEDDED):
-                self._metrics += embedded_metrics(text, settings.region, at_ms)
+            line = _Line(settings.name, settings.region, group, stream, at_ms, text)
+            metrics = embedded_metrics(text, settings.region, at_ms) if text.startswith(_EMBEDDED) else ()
+            with self._lock:
+                self._lines.append(line)
+                self._metrics += metrics
 
         return write
 
     def called(self, settings: Settings, outcome: Outcome) -> None:
         """A call has ended."""
         error = outcome.error
-        self._recent.append(
-            Called(
-                function=settings.name,
-                request_id=outcome.request_id,
-                started_ms=outcome.started_ms,
-                ending=str(outcome.ending),
-                duration_ms=outcome.duration_ms,
-                billed_ms=outcome.billed_ms,
-                init_duration_ms=outcome.init_duration_ms,
-                memory_used_mb=outcome.memory_used_mb,
-                error_type=error.type if error else "",
-                error_message=error.message if error else "",
-                lines=outcome.lines[-RECENT_LINES_MAX:],
-            )
-        )
         self._count(settings, "Invocations", 1, "Count")
         self._count(settings, "Errors", 1 if error else 0, "Count")
         self._count(settings, "Duration", outcome.duration_ms, "Milliseconds")
+        called = Called(
+            function=settings.name,
+            request_id=outcome.request_id,
+            started_ms=outcome.started_ms,
+            ending=str(outcome.ending),
+            duration_ms=outcome.duration_ms,
+            billed_ms=outcome.billed_ms,
+            init_duration_ms=outcome.init_duration_ms,
+            memory_used_mb=outcome.memory_used_mb,
+            error_type=error.type if error else "",
+            error_message=error.message if error else "",
+            lines=outcome.lines[-RECENT_LINES_MAX:],
+        )
+        with self._lock:
+            self._recent.append(called)
 
     def throttled(self, settings: Settings) -> None:
         """A call was refused for the function's reserved concurrency."""
@@ -154,19 +157,21 @@ class Monitor:
 
     def recent(self) -> tuple[Called, ...]:
         """The last calls, oldest first."""
-        return tuple(self._recent)
+        with self._lock:
+            return tuple(self._recent)
 
     def flush(self) -> None:
-        """Hand on what has been gathered."""
-        with self._lock:
-            lines, self._lines = self._lines, []
-            metrics, self._metrics = self._metrics, []
-            puts, self._puts = self._puts, Counter()
-        try:
-            self._store_lines(lines)
-            self._store_metrics([*metrics, *self._of_puts(puts), *self._counted()])
-        except Exception:
-            _logger.exception("log lines or metrics were lost")
+        """Hand on what has been gathered. When it is over, what another flush had taken is handed on too."""
+        with self._handing_on:
+            with self._lock:
+                lines, self._lines = self._lines, []
+                metrics, self._metrics = self._metrics, []
+                puts, self._puts = self._puts, Counter()
+            try:
+                self._store_lines(lines)
+                self._store_metrics([*metrics, *self._of_puts(puts), *self._counted()])
+            except Exception:
+                _logger.exception("log lines or metrics were lost")
 
     def _run(self) -> None:
         while not self._ending.wait(_FLUSH_S):
@@ -174,7 +179,9 @@ class Monitor:
 
     def _count(self, settings: Settings, name: str, value: float, unit: str) -> None:
         dimensions = (("FunctionName", settings.name),)
-        self._metrics.append(Metric(settings.region, "AWS/Lambda", name, value, unit, dimensions, self._now_ms()))
+        metric = Metric(settings.region, "AWS/Lambda", name, value, unit, dimensions, self._now_ms())
+        with self._lock:
+            self._metrics.append(metric)
 
     def _of_puts(self, puts: Counter[tuple[str, str, str]]) -> list[Metric]:
         units = {"IncomingRecords": "Count", "IncomingBytes": "Bytes"}
