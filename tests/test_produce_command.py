@@ -91,7 +91,7 @@ def test_a_missing_stream_is_one_line(endpoint):
 def test_a_run_for_some_time_ends_by_itself(endpoint):
     status, counts, _ = produced(endpoint, for_s=0.3, rate=100)
     assert status == 0
-    assert 10 <= counts["records"] <= 40
+    assert 10 <= counts["records"] <= 30  # a slow machine puts fewer, but for the first tenth of a second
 
 
 def test_the_command_line_reaches_the_stream(endpoint):

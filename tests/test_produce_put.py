@@ -246,6 +246,17 @@ def test_a_stop_is_seen_within_a_tenth_of_a_second_of_waiting():
     assert clock.now == pytest.approx(1030, abs=0.11)
 
 
+def test_a_run_for_some_time_is_as_long_however_late_the_stream_says_what_shards_it_has():
+    class Late(MemoryStream):
+        def shards(self) -> Sequence[Shard]:
+            clock.now += 60
+            return super().shards()
+
+    clock = Clock()
+    produced = run(users(1000), Late(), clock, rate=100, for_s=0.3)
+    assert (produced.records, round(clock.now - 1060, 6)) == (30, 0.3)
+
+
 def test_a_stop_takes_no_record_that_it_does_not_put():
     source = iter(users(10_000))
     clock = Clock()

@@ -158,7 +158,6 @@ class Demo:
     def produce_until(self, stop: threading.Event) -> Produced:
         """Put records until the time is over, the file ends, or `stop` is set."""
         options = self._options
-        end = None if options.for_s is None else time.monotonic() + options.for_s
         usual = UNCLEAN if options.csv is None else 0.0
         unclean = usual if options.unclean is None else options.unclean
         source = records(seed=options.seed, dialect=options.dialect, unclean=unclean, csv=options.csv)
@@ -174,8 +173,9 @@ class Demo:
             sleep=time.sleep,
             rng=random.Random(options.seed),
             rate=options.rate or None,
+            for_s=options.for_s,
             packing=Packing() if options.aggregate else None,
-            should_stop=lambda: stop.is_set() or (end is not None and time.monotonic() >= end),
+            should_stop=stop.is_set,
             on_progress=seen,
         )
 

@@ -100,7 +100,6 @@ def _produce(options: Options, stop: threading.Event, on_progress: Callable[[Pro
         csv=options.csv,
         loop=options.loop,
     )
-    end = None if options.for_s is None else time.monotonic() + options.for_s
     produce(
         islice(source, options.count),
         stream,
@@ -108,8 +107,9 @@ def _produce(options: Options, stop: threading.Event, on_progress: Callable[[Pro
         sleep=time.sleep,
         rng=Random(),
         rate=options.rate or None,
+        for_s=options.for_s,
         packing=Packing() if options.aggregate else None,
-        should_stop=lambda: stop.is_set() or (end is not None and time.monotonic() >= end),
+        should_stop=stop.is_set,
         on_progress=on_progress,
     )
 

@@ -124,6 +124,7 @@ def produce(
     sleep: Callable[[float], object],
     rng: Random,
     rate: float | None = None,
+    for_s: float | None = None,
     packing: Packing | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Produced], object] = lambda _: None,
@@ -132,7 +133,8 @@ def produce(
     """Put the records until they end or `should_stop` says so; what was put and what failed.
 
     `clock` is in seconds and never goes back; `rng` draws the waits between attempts. `rate` is user records
-    a second, None for as fast as the stream takes them. With a `packing`, records go out aggregated.
+    a second, None for as fast as the stream takes them. `for_s` ends it that long after the first record was due:
+    what the stream takes to answer before is not part of it. With a `packing`, records go out aggregated.
     `on_progress` gets the counts so far after every put, and before an error leaves: StreamError, or whatever
     `records` raise (what they gave before is put first).
     """
@@ -141,7 +143,7 @@ def produce(
     putter = _Putter(stream, limits, sleep, rng, tally, lambda: on_progress(tally.seen(clock() - start)))
     try:
         putter.shards = ShardMap(stream.shards())
-        for chunk in _paced(iter(records), rate, clock, sleep, should_stop):
+        for chunk in _paced(iter(records), rate, for_s, clock, sleep, should_stop):
             tally.taken += len(chunk)
             putter.put_all(chunk, packing)
     except (StreamError, KeyboardInterrupt) as error:
@@ -176,6 +178,7 @@ def backoff_s(attempt: int, limits: Limits, rng: Random) -> float:
 def _paced(
     records: Iterator[UserRecord],
     rate: float | None,
+    for_s: float | None,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
     should_stop: Callable[[], bool],
@@ -183,7 +186,7 @@ def _paced(
     """The records in chunks, each when its first record is due."""
     size = CHUNK_RECORDS_MAX if rate is None else min(CHUNK_RECORDS_MAX, max(1, int(rate * CHUNK_S)))
     start, taken = clock(), 0
-    while not should_stop():
+    while not should_stop() and (for_s is None or clock() < start + for_s):
         left_s = 0.0 if rate is None else start + taken / rate - clock()
         if left_s > 0:
             sleep(min(left_s, WAIT_S_MAX))
