@@ -28,6 +28,7 @@ from windlass.local.mapping import (
     Kind,
     StreamRecord,
     Undelivered,
+    _Lane,
 )
 from windlass.local.mapping_settings import (
     LATEST,
@@ -412,6 +413,31 @@ def test_settle_waits_for_a_read_that_began_after_the_last_put_even_within_a_mil
     frozen = False
     assert poller.settle(timeout_s=WAIT_S)
     assert function.numbers() == [1, 2]
+
+
+def test_settle_does_not_look_into_the_middle_of_a_step(started, monkeypatch):
+    finished, go_on = threading.Event(), threading.Event()
+    finish = _Lane._finish
+
+    def slowly(lane: Any, call: Any) -> None:
+        finish(lane, call)
+        finished.set()
+        assert go_on.wait(WAIT_S)
+
+    monkeypatch.setattr(_Lane, "_finish", slowly)
+    found: list[tuple[bool, str]] = []
+    asking = threading.Thread(target=lambda: found.append((poller.settle(timeout_s=WAIT_S), poller.last_result)))
+    poller = started(
+        Shards({"a": records(1)}),
+        Function(),
+        now_ms=lambda: 1000 if threading.current_thread() is asking else 2000,  # it was read after one asked
+    )
+    assert finished.wait(WAIT_S)
+    asking.start()
+    asking.join(0.2)  # as long as it may: the step is not over
+    go_on.set()
+    asking.join()
+    assert found == [(True, PROCESSED)]
 
 
 def test_every_call_is_observed_with_its_outcome(started):

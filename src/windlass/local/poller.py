@@ -37,6 +37,7 @@ import msgspec
 from windlass.core.window import Window
 from windlass.local.destination import Destination
 from windlass.local.mapping import (
+    Action,
     Answered,
     Checkpoint,
     Counters,
@@ -492,12 +493,28 @@ class _ShardLoop(threading.Thread):
         self._finished = finished
         self._inbox: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._stop_requested = False
+        self._step = threading.Lock()  # held while the machine thinks: nobody sees it in between
         factor = machine.settings.parallelization
         self._pool = ThreadPoolExecutor(factor) if factor > 1 else None
 
     def stop(self) -> None:
         self._stop_requested = True
         self._inbox.put(None)
+
+    def is_settled(self, since_ms: int) -> bool:
+        with self._step:
+            return self.done or self.machine.is_settled(since_ms)
+
+    def status(self) -> "ShardStatus":
+        machine = self.machine
+        with self._step:
+            return ShardStatus(
+                machine.shard_id,
+                Counters(**{name: getattr(machine.counters, name) for name in Counters.__slots__}),
+                machine.window,
+                _in_words(self.error) if self.error else machine.trouble,
+                self.done,
+            )
 
     def run(self) -> None:
         try:
@@ -511,11 +528,9 @@ class _ShardLoop(threading.Thread):
             self._finished()
 
     def _drive(self) -> None:
-        machine, seams = self.machine, self._seams
+        seams = self._seams
         while True:
-            if self._stop_requested:
-                machine.stop()
-            match action := machine.next(seams.now_ms()):
+            match action := self._next():
                 case Fetch():
                     self._tell(self._fetch(action))
                 case Invoke() if self._pool is not None:
@@ -534,8 +549,17 @@ class _ShardLoop(threading.Thread):
                 case Stopped():
                     return
 
+    def _next(self) -> Action:
+        now_ms = self._seams.now_ms()
+        with self._step:
+            if self._stop_requested:
+                self.machine.stop()
+            return self.machine.next(now_ms)
+
     def _tell(self, outcome: Outcome) -> None:
-        self.machine.tell(outcome, self._seams.now_ms())
+        now_ms = self._seams.now_ms()
+        with self._step:
+            self.machine.tell(outcome, now_ms)
 
     def _wait(self, until_ms: int | None) -> None:
         """Until then, or until there is an outcome, or stop()."""
@@ -704,20 +728,11 @@ class Poller:
         """Every shard that was begun, by its id."""
         with self._lock:
             loops = sorted(self._loops.items())
-        return [
-            ShardStatus(
-                shard_id,
-                Counters(**{name: getattr(loop.machine.counters, name) for name in Counters.__slots__}),
-                loop.machine.window,
-                _in_words(loop.error) if loop.error else loop.machine.trouble,
-                loop.done,
-            )
-            for shard_id, loop in loops
-        ]
+        return [loop.status() for _, loop in loops]
 
     def _is_settled(self, since_ms: int) -> bool:
         with self._lock:
-            return all(loop.done or loop.machine.is_settled(since_ms) for loop in self._loops.values())
+            return all(loop.is_settled(since_ms) for loop in self._loops.values())
 
     def _supervise(self) -> None:
         while not self._stopping:
