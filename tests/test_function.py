@@ -98,12 +98,13 @@ def answer(function: Function, event: object = None, **options: Any) -> Any:
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+    return state != "Z" or threads > 1  # its first thread may be gone before the others
 
 
-def gone_soon(pid: int, within: float = 10.0) -> bool:
+def gone_soon(pid: int, within: float = 30.0) -> bool:
     end = time.monotonic() + within
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.01)
@@ -151,7 +152,7 @@ def test_the_context_tells_what_lambda_tells(host: Host, client: bool) -> None:
         """,
         client=client,
         memory_mb=256,
-        timeout_ms=5_000,
+        timeout_ms=60_000,
     )
     context = '{"custom":\n{"a": 1}}'
     outcome = called(tells, request_id="3e0b1a4e-0000-4000-8000-000000000001", client_context=context)
@@ -161,7 +162,7 @@ def test_the_context_tells_what_lambda_tells(host: Host, client: bool) -> None:
     assert arn == "arn:aws:lambda:us-east-1:123456789012:function:f"
     assert (name, version, memory, group) == ("f", "$LATEST", "256", "/aws/lambda/f")
     assert stream == outcome.log_stream
-    assert 3_000 < left_ms <= 5_000
+    assert 30_000 < left_ms <= 60_000
     assert custom == {"a": 1}
 
 
@@ -363,7 +364,10 @@ def test_a_process_that_ends_itself_fails_its_call_and_is_replaced(
 
 
 @both_clients
-def test_a_call_over_its_time_ends_the_process_and_the_next_one_gets_another(host: Host, client: bool) -> None:
+def test_a_call_over_its_time_ends_the_process_and_the_next_one_gets_another(
+    host: Host, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep: list[float] = []  # since when
     sleeps = host(
         """
         import os, time
@@ -374,9 +378,13 @@ def test_a_call_over_its_time_ends_the_process_and_the_next_one_gets_another(hos
         """,
         client=client,
         timeout_ms=300,
+        log=lambda _, __, line: asleep.append(time.monotonic()) if line == "going to sleep" else None,
     )
-    before = answer(sleeps, 0)
-    outcome = called(sleeps, 30)
+    before = answer(sleeps, 0, timeout_ms=20_000)
+    asleep.clear()
+    with monkeypatch.context() as patch:  # its time begins when it sleeps, however long it takes to get there
+        patch.setattr(environment, "monotonic", lambda: time.monotonic() - asleep[0] if asleep else 0.0)
+        outcome = called(sleeps, 300)
 
     assert outcome.ending is Ending.TIMED_OUT
     assert 300 <= outcome.duration_ms < 10_000
@@ -516,12 +524,11 @@ def test_a_forked_copy_of_the_runtime_does_not_confuse_the_next_call(host: Host,
             return event
         """,
         client=client,
-        timeout_ms=5_000,
     )
     assert answer(forks, "exits") == "exits"
     assert called(forks, "answers too").ending in (Ending.ANSWERED, Ending.EXITED)
     # Whenever the copy is noticed, it costs one call and its environment; the others are answered.
-    payloads = [called(forks, "as ever", timeout_ms=5_000).payload for _ in range(6)]
+    payloads = [called(forks, "as ever").payload for _ in range(6)]
     assert payloads.count(b'"as ever"') >= 5
 
 
@@ -535,9 +542,9 @@ def test_closing_ends_a_call_that_is_under_way(host: Host) -> None:
     )
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(called, sleeps)
-        assert started.wait(10)
+        assert started.wait(30)
         sleeps.close()
-        outcome = running.result(10)
+        outcome = running.result(30)
 
     assert outcome.ending is Ending.EXITED
     pid = next(int(line.split()[1]) for line in outcome.lines if line.startswith("pid"))
@@ -554,17 +561,18 @@ def test_closing_with_drain_lets_calls_finish(host: Host) -> None:
     )
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(called, sleeps)
-        assert started.wait(10)
+        assert started.wait(30)
         sleeps.close(drain=True)
 
-        assert running.result(10).payload == b'"done"'
+        assert running.result(30).payload == b'"done"'
 
 
 HOST_SCRIPT = """
 import os, signal, sys
 from windlass.local.function import Code, Function, Settings
 from pathlib import Path
-f = Function(Settings(name="f", runtime=sys.argv[1], handler="app.handler"), Code(Path(sys.argv[2])))
+settings = Settings(name="f", runtime=sys.argv[1], handler="app.handler", timeout_ms=20_000)
+f = Function(settings, Code(Path(sys.argv[2])))
 print(f.invoke(b"{{}}").payload.decode(), flush=True)
 {end}
 """
@@ -581,7 +589,7 @@ def log(at, stream, line):
         started.set()
 f = Function(Settings(name="f", runtime=sys.argv[1], handler="app.handler"), Code(Path(sys.argv[2])), log=log)
 threading.Thread(target=f.invoke, args=(b"{}",), kwargs={"timeout_ms": 60_000}, daemon=True).start()
-started.wait(10)
+started.wait(30)
 """
 
 
@@ -590,7 +598,7 @@ def test_a_busy_function_does_not_outlive_its_host_either(tmp_path: Path) -> Non
     source = "import os, time\ndef handler(event, context):\n    print('pid', os.getpid())\n    time.sleep(60)"
     (tmp_path / "app.py").write_text(source)
     told = subprocess.run(
-        [sys.executable, "-c", BUSY_HOST_SCRIPT, RUNTIME, str(tmp_path)], capture_output=True, timeout=30, check=True
+        [sys.executable, "-c", BUSY_HOST_SCRIPT, RUNTIME, str(tmp_path)], capture_output=True, timeout=60, check=True
     )
     assert gone_soon(int(told.stdout))
 
@@ -605,7 +613,7 @@ def test_no_function_outlives_a_host_that_forgot_to_close_it(tmp_path: Path, end
     told = subprocess.run(
         [sys.executable, "-c", script, RUNTIME, str(tmp_path)],
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env={**os.environ, "TMPDIR": str(scratch)},
     )
@@ -620,20 +628,20 @@ def test_closing_while_the_process_is_being_started_ends_it_too(host: Host, monk
 
     def waits(*details: Any) -> Any:
         launching.set()
-        assert closed.wait(10)
+        assert closed.wait(30)
         return launch(*details)
 
     monkeypatch.setattr(slow, "_launch", waits)
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(called, slow)
-        assert launching.wait(10)
+        assert launching.wait(30)
         closing_ = threads.submit(slow.close)
         while not any(each._condemned for each in tuple(slow._environments)):
             time.sleep(0.001)
         closed.set()
-        closing_.result(10)
+        closing_.result(30)
 
-        assert running.result(10).ending is Ending.EXITED
+        assert running.result(30).ending is Ending.EXITED
 
 
 @linux
@@ -860,14 +868,14 @@ MEETS = """
     import os, time
     def handler(event, context):
         open(os.path.join(event, str(os.getpid())), "w").close()
-        end = time.time() + 10
+        end = time.time() + 30
         while len(os.listdir(event)) < 3 and time.time() < end: time.sleep(0.005)
         return os.getpid()
     """
 
 
 def test_calls_at_the_same_time_get_environments_of_their_own(host: Host, tmp_path: Path) -> None:
-    meets = host(MEETS, timeout_ms=12_000)
+    meets = host(MEETS, timeout_ms=60_000)
     (tmp_path / "met").mkdir()
     with ThreadPoolExecutor(3) as threads:
         pids = list(threads.map(lambda _: answer(meets, str(tmp_path / "met")), range(3)))
@@ -901,7 +909,7 @@ def test_reserved_concurrency_throttles_what_exceeds_it(host: Host, tmp_path: Pa
     )
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(called, waits, str(tmp_path / "now"))
-        assert started.wait(10)
+        assert started.wait(30)
         refused = waits.invoke(b"1")
         (tmp_path / "now").touch()
         running.result()
@@ -990,7 +998,7 @@ def test_a_zip_runs_from_a_read_only_folder_that_goes_with_the_function(tmp_path
     code = unpack(zipped(("app.py", source, 0), ("pack/__init__.py", b"", 0), ("pack/part.py", b"x = 5", 0o600)))
     assert isinstance(code, Code)
     modes = {path.stat().st_mode & 0o222 for path in [code.folder, *code.folder.rglob("*")]}
-    settings = Settings(name="z", runtime=RUNTIME, handler="app.handler")
+    settings = Settings(name="z", runtime=RUNTIME, handler="app.handler", timeout_ms=20_000)
     with closing(Function(settings, code, python=ours())) as from_zip:
         answered = answer(from_zip)
 

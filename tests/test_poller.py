@@ -219,18 +219,15 @@ def test_a_shard_that_is_listed_open_again_after_a_crash_goes_on_where_it_had_en
 
 
 def test_a_failing_shard_slows_no_other(started):
-    bad = threading.Event()
-
     def fail_on_a(event: dict[str, Any]) -> object:
         if event["Records"][0]["eventID"].startswith("a:"):
-            bad.set()
             raise ValueError
         return {}
 
     function = Function(fail_on_a)
     stream = Shards({"a": records(1), "b": records(1)})
     poller = started(stream, function, settings(assumed={"backoff_ms": 60_000}))
-    assert bad.wait(WAIT_S)
+    until(lambda: poller.last_result == PROBLEM)  # the failure is told, not only under way
     stream.records["b"] += records(2, 3)
     until(lambda: function.numbers("b") == [1, 2, 3])
     status = {each.shard_id: each for each in poller.status()}
@@ -678,18 +675,22 @@ def subscribing(*pushes: Iterable[dict[str, Any]], **more: Any) -> Any:
 def read_all(stream: SubscribedStream, position: Position = TRIM_HORIZON) -> list[Fetched]:
     """Reads until the shard ends."""
     reads: list[Fetched] = []
-    while not (reads and reads[-1].ended):
+
+    def ended() -> bool:
+        nonlocal position
         reads.append(stream.fetch(Fetch("a", position, 10_000)))
         if reads[-1].records:
             position = Position("AFTER_SEQUENCE_NUMBER", reads[-1].records[-1].sequence)
-        assert len(reads) < 1000
+        return reads[-1].ended
+
+    until(ended)
     return reads
 
 
 def test_a_subscription_is_taken_up_again_until_the_shard_ends():
     children = [{"ShardId": "b"}]
     endpoint = subscribing([pushed(1, 2, then="2"), pushed(then="5")], [pushed(7, then=None, ChildShards=children)])
-    reads = read_all(SubscribedStream(endpoint, CONSUMER, wait_ms=1000), Position("AT_SEQUENCE_NUMBER", "1"))
+    reads = read_all(SubscribedStream(endpoint, CONSUMER, wait_ms=WAIT_S * 1000), Position("AT_SEQUENCE_NUMBER", "1"))
     assert [each.sequence for read in reads for each in read.records] == ["1", "2", "7"]
     assert (reads[-1].ended, reads[-1].children) == (True, ("b",))
     asked = {"ConsumerARN": CONSUMER, "ShardId": "a"}
@@ -704,7 +705,7 @@ def test_a_subscription_that_breaks_is_told_once_and_begun_again_behind_what_was
         yield pushed(1, then="1")
         raise RuntimeError("connection reset")
 
-    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=1000)
+    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=WAIT_S * 1000)
     first = stream.fetch(Fetch("a", TRIM_HORIZON, 1))
     after_first = Position("AFTER_SEQUENCE_NUMBER", "1")
     with pytest.raises(RuntimeError, match="connection reset"):
@@ -721,7 +722,7 @@ def test_a_break_behind_records_that_were_pushed_is_told_by_the_next_read():
         broken.set()
         raise RuntimeError("connection reset")
 
-    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=1000)
+    stream = SubscribedStream(subscribing(breaks(), [pushed(2, then=None)]), CONSUMER, wait_ms=WAIT_S * 1000)
     subscribed = stream.fetch(Fetch("a", TRIM_HORIZON, 0))  # takes nothing, and has the pushes begin
     assert not subscribed.records
     assert broken.wait(WAIT_S)
@@ -756,7 +757,7 @@ def test_a_subscription_that_is_over_gives_its_connection_back(ends):
             yield pushed(2)
 
     events = Pushes(pushes())
-    stream = SubscribedStream(Endpoint(subscribe_to_shard=[{"EventStream": events}]), CONSUMER, wait_ms=1000)
+    stream = SubscribedStream(Endpoint(subscribe_to_shard=[{"EventStream": events}]), CONSUMER, wait_ms=WAIT_S * 1000)
     stream.fetch(Fetch("a", TRIM_HORIZON, 1))
     if ends == "nobody reads any more":
         stream.close()
@@ -809,6 +810,8 @@ def test_a_mapping_begins_at_its_starting_position(aws, started, start, expected
     kinesis = aws("kinesis")
     kinesis.create_stream(StreamName="trips", ShardCount=1)
     kinesis.put_record(StreamName="trips", PartitionKey="k", Data=b"before")
+    put_ms = wall_clock_ms()
+    until(lambda: wall_clock_ms() > put_ms)  # what arrives in the millisecond of the latest is after it
     function = Function()
     poller = started(PolledStream(kinesis, STREAM), function, settings(start=start))
     assert poller.settle(timeout_s=WAIT_S)
