@@ -9,6 +9,7 @@ import pytest
 from tests import browser as browsers
 from tests.browser import VIEWS, Watched, shoot
 from tests.console_sources import MadeUp, item, refused
+from tests.ports import held_port
 from windlass.console.demo_source import DemoSource
 from windlass.console.server import Console
 from windlass.local.demo import STREAM, Demo, Options, local_endpoint
@@ -390,11 +391,11 @@ def test_it_is_used_by_keyboard_alone(page):
 def test_a_console_that_ends_is_said_and_found_again(chromium):
     source = MadeUp()
     page = chromium.new_page()
-    with Console(source) as console:
-        page.goto(console.url)
-        page.wait_for_selector("#live[data-kind=live]")
-        port = console.port
-    page.wait_for_selector("#live[data-kind=lost]")
-    with Console(source, port=port):
-        page.wait_for_selector("#live[data-kind=live]")
-        page.close()
+    with held_port() as port:  # that nobody else listens on in between
+        with Console(source, port=port) as console:
+            page.goto(console.url)
+            page.wait_for_selector("#live[data-kind=live]")
+        page.wait_for_selector("#live[data-kind=lost]")
+        with Console(source, port=port):
+            page.wait_for_selector("#live[data-kind=live]")
+            page.close()

@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ports import held_port
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "lab.md"
@@ -30,15 +31,10 @@ def aws_cli() -> Path:
     return Path(found)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-def run(script: str, folder: Path, *, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run(script: str, folder: Path, *, port: int, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """The script in a shell of its own; whatever it has started by then ends with it."""
     path = [str(Path(sys.executable).parent), str(aws_cli().parent), os.environ["PATH"]]
-    environ = {"PATH": os.pathsep.join(path), "HOME": str(folder), "PORT": str(free_port()), "WINDOW": WINDOW_S}
+    environ = {"PATH": os.pathsep.join(path), "HOME": str(folder), "PORT": str(port), "WINDOW": WINDOW_S}
     shell = subprocess.Popen(
         ["/bin/sh", "-euc", script], cwd=folder, env={**environ, "AWS_PAGER": "", "TERM": "dumb", "COLUMNS": "120"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -54,7 +50,8 @@ def run(script: str, folder: Path, *, timeout_s: float) -> subprocess.CompletedP
 
 @pytest.mark.heavy
 def test_the_lab_runs_as_written_and_its_totals_are_exact(tmp_path: Path) -> None:
-    done = run(commands(), tmp_path, timeout_s=180)
+    with held_port() as port:
+        done = run(commands(), tmp_path, port=port, timeout_s=240)
     log = (tmp_path / "local.log").read_text() if (tmp_path / "local.log").exists() else ""
     assert done.returncode == 0, f"{done.stderr}\n{done.stdout[-2000:]}\n{log[-3000:]}"
     assert "\nexact\n" in done.stdout
