@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from windlass.apps import AppProblem, load_app
+from windlass.apps import AppProblem, load_app, load_handler
 
 PIPELINE = """
 class Pipeline:
+    def handler(self, event, context):
+        return event
+
     def describe(self):
         return {"name": "trips"}
 
@@ -49,6 +52,11 @@ def test_the_only_pipeline_needs_no_name(app: Path) -> None:
     assert load_app(str(app)).describe() == {"name": "trips"}
 
 
+def test_the_only_pipelines_handler_needs_no_name_either(app: Path) -> None:
+    assert load_handler(str(app))({"a": 1}, None) == {"a": 1}
+    assert load_handler("app.py:trips")({"a": 1}, None) == {"a": 1}
+
+
 def test_a_file_may_import_its_neighbour(app: Path, tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_this_app.py").write_text(PIPELINE)
     app.write_text("from neighbour_of_this_app import trips")
@@ -73,8 +81,8 @@ def test_a_file_that_declares_records_resolves_their_types(app: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "'' names no pipeline: write path/app.py:name"),
-        (":trips", "names no pipeline"),
+        ("", "'' names nothing: write path/app.py:name"),
+        (":trips", "names nothing"),
         ("nowhere.py:trips", "there is no file nowhere.py; write path/app.py:name, seen from "),
         ("app.py:tripz", "app.py has no 'tripz'; pipelines there: trips"),
         ("app.py:number", "app.py:number is not a pipeline but int; pipelines there: trips"),

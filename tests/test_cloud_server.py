@@ -275,7 +275,7 @@ def test_assumptions_are_read_by_name_and_type() -> None:
     ("text", "says"),
     [
         ("grace_ms", "write name=value; the names are final_carries_records"),
-        ("nothing=1", "write name=value"),
+        ("nothing=1", "there is no 'nothing'; the names are final_carries_records"),
         ("grace_ms=soon", "grace_ms is a whole number; found 'soon'"),
         ("keep_window=maybe", "keep_window is true or false; found 'maybe'"),
         ("early_call=never", "early_call is extra or extra-final or next; found 'never'"),

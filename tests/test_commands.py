@@ -380,11 +380,25 @@ def test_a_profile_that_is_not_there_is_one_line(unconfigured) -> None:
     assert "The config profile (nobody) could not be found; see `aws configure list`" in told.stderr
 
 
+class Signed(Exception):
+    """A request is ready to go."""
+
+
+def signed(**_: object) -> None:
+    raise Signed
+
+
 def test_a_client_of_an_endpoint_at_home_needs_no_credentials(unconfigured, monkeypatch) -> None:
     asked: list[object] = []  # the instance's role, which takes seconds where there is none
     monkeypatch.setattr(InstanceMetadataFetcher, "retrieve_iam_role_credentials", lambda self: asked.append(self) or {})
     kinesis = client("kinesis", endpoint_url="http://127.0.0.1:4566", region=None)
     assert kinesis.meta.region_name == "us-east-1"
+    assert asked == []
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    kinesis = client("kinesis", endpoint_url=None, region=None)
+    kinesis.meta.events.register("before-send", signed)
+    with pytest.raises(Signed):
+        kinesis.list_streams()
     assert asked == []
     with pytest.raises(ClientProblem, match="an endpoint looks like"):
         client("kinesis", endpoint_url="nonsense", region=None)

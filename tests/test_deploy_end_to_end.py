@@ -286,7 +286,7 @@ def test_a_table_with_other_keys_is_one_line_that_names_them(cloud, at, capsys):
         (f"table=arn:aws:dynamodb:us-east-1:{ACCOUNT}:table/gone", "there is no table arn:aws:dynamodb"),
         ("retries=2", "makes Lambda discard a batch"),
         ('include=["no.csv"]', "there is no such file"),
-        ("retrys=2", "write name=value"),
+        ("retrys=2", "there is no 'retrys'; the names are stream"),
     ],
 )
 def test_what_is_not_there_or_not_possible_is_one_line_and_nothing_is_made(cloud, at, capsys, setting, text):

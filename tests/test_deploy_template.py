@@ -296,8 +296,10 @@ def test_a_single_setting_of_the_wrong_kind_is_named_and_not_the_file(tmp_path):
 
 
 def test_a_setting_that_is_none_is_refused_by_name():
-    with pytest.raises(DeployProblem, match="--set batch=5: write name=value; the names are stream"):
+    with pytest.raises(DeployProblem, match="--set batch=5: there is no 'batch'; the names are stream"):
         read_settings(None, ["batch=5"])
+    with pytest.raises(DeployProblem, match="--set batch: write name=value; the names are stream"):
+        read_settings(None, ["batch"])
 
 
 # ── YAML ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,8 @@ from botocore.exceptions import ClientError
 
 from windlass.commands import mapping as command
 from windlass.local.cloud import Cloud
+from windlass.local.mapping import Fetch, Fetched
+from windlass.local.poller import PolledStream
 from windlass.table import DynamoTable, Item, Throttled
 
 pytestmark = pytest.mark.heavy
@@ -99,6 +101,29 @@ def test_a_mapping_ends_when_its_time_is_over(cloud: Cloud, app: Path) -> None:
     assert (status, counted["polled"]) == (0, 0)
 
 
+def test_a_read_that_fails_once_is_counted_and_one_that_fails_to_the_end_makes_the_status(
+    cloud: Cloud, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cloud, "unread", "a")
+    fetch, failing = PolledStream.fetch, [True]
+
+    def fails(stream: PolledStream, asked: Fetch) -> Fetched:
+        if failing.pop():
+            raise ConnectionError("nobody answers")
+        failing.append(False)
+        return fetch(stream, asked)
+
+    monkeypatch.setattr(PolledStream, "fetch", fails)
+    failing[:] = [False, True]
+    status, counted, _ = run(cloud, f"{app}:handler", "unread")
+    assert (status, counted["polled"], counted["fetch_failures"]) == (0, 1, 1)
+
+    failing[:] = [True] * 10_000
+    status, counted, said = run(cloud, f"{app}:handler", "unread", until_settled=False, for_s=0.3)
+    assert (status, counted["polled"]) == (1, 0)
+    assert "1 shards could not be read at the end: shardId-000000000000: nobody answers" in said
+
+
 class Terminal(io.StringIO):
     """Something that says it is a terminal."""
 
@@ -129,7 +154,7 @@ def test_a_terminal_shows_the_shards_and_not_every_call(cloud: Cloud, app: Path)
     ("app", "stream", "more", "word"),
     [
         ("{app}:nobody", "there", {}, "has no function 'nobody'"),
-        ("{app}", "there", {}, "write path/app.py:handler"),
+        ("{app}", "there", {}, "has several pipelines or none (none): write {app}:handler"),
         ("nowhere.py:handler", "there", {}, "there is no file nowhere.py"),
         ("{app}:handler", "missing", {}, "create the stream first or name another with --stream"),
         ("{app}:handler", "there", {"consumer": "x"}, "register the consumer first or name another with --consumer"),
@@ -147,7 +172,7 @@ def test_what_cannot_begin_is_one_line(
     status, _, said = run(cloud, app.format(app=tmp_path / "app.py"), stream, **more)
     assert status == 2
     assert said.startswith("windlass mapping run: ")
-    assert word in said
+    assert word.format(app=tmp_path / "app.py") in said
     assert said.count("\n") == 1
 
 

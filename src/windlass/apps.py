@@ -31,33 +31,38 @@ def load_app(text: str) -> Any:
 
 def find_app(text: str) -> App:
     """The same, with where it was found. Raises AppProblem."""
-    place, separator, name = text.rpartition(":")
-    if not separator or name.endswith(".py") or "/" in name or "\\" in name:
-        place, name = text, ""
-    if not place:
-        msg = f"{text!r} names no pipeline: write path/app.py:name or package.module:name"
-        raise AppProblem(msg)
+    place, name = _parted(text, "name")
     module = _import_file(Path(place)) if _is_path(place) else _import_module(place)
-    name = name or _only_name(module, place)
+    name = name or _only_name(module, place, "name")
     return App(_pipeline(module, place, name), module, name)
 
 
 def load_handler(text: str) -> Any:
     """The Lambda handler that `text` names, `path/app.py:handler` or `module:handler`; a pipeline's own for a pipeline.
 
-    Raises AppProblem. The module is imported: its code runs.
+    Where the module has exactly one pipeline, its name may be left out. Raises AppProblem. The module is imported: its
+    code runs.
     """
-    place, _, name = text.rpartition(":")
-    if not place or not name:
-        msg = f"{text!r} names no handler: write path/app.py:handler or package.module:handler"
-        raise AppProblem(msg)
+    place, name = _parted(text, "handler")
     module = _import_file(Path(place)) if _is_path(place) else _import_module(place)
+    name = name or _only_name(module, place, "handler")
     found: Any = getattr(module, name, None)
     found = found.handler if _is_pipeline(found) else found
     if not callable(found):
         msg = f"{place} has no function {name!r}; write {place}:handler, a function of (event, context)"
         raise AppProblem(msg)
     return found
+
+
+def _parted(text: str, called: str) -> tuple[str, str]:
+    """Where it is, and its name there, empty where that is left out. Raises AppProblem."""
+    place, separator, name = text.rpartition(":")
+    if not separator or _is_path(name):
+        place, name = text, ""
+    if not place:
+        msg = f"{text!r} names nothing: write path/app.py:{called} or package.module:{called}"
+        raise AppProblem(msg)
+    return place, name
 
 
 def _is_path(place: str) -> bool:
@@ -111,10 +116,10 @@ def _cause(error: BaseException, path: Path | None) -> str:
     return f"{text} (line {lines[-1]})" if lines else text
 
 
-def _only_name(module: ModuleType, place: str) -> str:
+def _only_name(module: ModuleType, place: str, called: str) -> str:
     names = _names(module)
     if len(names) != 1:
-        msg = f"{place} has several pipelines or none ({', '.join(names) or 'none'}): write {place}:name"
+        msg = f"{place} has several pipelines or none ({', '.join(names) or 'none'}): write {place}:{called}"
         raise AppProblem(msg)
     return names[0]
 

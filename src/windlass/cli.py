@@ -167,7 +167,7 @@ def verify(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make the totals again from the stream itself, and compare them with the table, item by item.
+    """Make the totals of windows again from the stream itself, and compare them with the table, item by item.
 
     Exit status: 0 exact, 1 different, 2 could not check, or there was nothing to.
     """
@@ -350,7 +350,7 @@ def mapping_run(
 ) -> None:
     """Poll a stream and call a handler with its batches and windows, as Lambda does. Prints the counts at the end.
 
-    Exit status: 0 ended, 1 some calls failed, 2 could not begin.
+    Exit status: 0 ended, 1 some calls failed, or a shard could not be read at the end, 2 could not begin.
     """
     from windlass.commands import mapping as command
 

@@ -1,5 +1,6 @@
 """boto3 clients as the commands ask for them: `--endpoint-url`, `--region`, and no credentials needed at home."""
 
+import os
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,15 +33,16 @@ def speaks_to_home(made: Any) -> bool:
 def client(service: str, *, endpoint_url: str | None, region: str | None) -> Any:
     """A client of the service. Raises ClientProblem, as its calls do where there are no credentials.
 
-    The region is the one given, else the one of the AWS configuration, else us-east-1. An endpoint on this machine
-    gets made-up credentials where there are none.
+    The region is the one given, else the one of the AWS configuration, else us-east-1. An endpoint on this machine,
+    given or in AWS_ENDPOINT_URL, gets made-up credentials where there are none.
     """
     session = botocore.session.Session()
-    style = {"addressing_style": "path"} if endpoint_url else {}
+    place = endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+    style = {"addressing_style": "path"} if place else {}
     config = Config(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, read_timeout=60, s3=style)
     try:
         session.register_component("data_loader", _loader())
-        if is_home(endpoint_url):
+        if is_home(place):
             # The instance's role is asked for over the network, which takes seconds where there is none.
             session.get_component("credential_provider").remove("iam-role")
             if session.get_credentials() is None:

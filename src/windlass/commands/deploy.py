@@ -357,7 +357,7 @@ def _say_status(found: status.Status) -> None:
         ("behind", age),
         ("calls", f"{found.calls:,} in the last hour, {found.errors:,} failed"),
         ("records", ", ".join(f"{found.counts[name]:,} {name.lower()}" for name in ("Received", "Clean", "Late"))),
-        ("settled", f"{found.counts['FlushedRows']:,} rows of windows; {found.counts['SkippedFlushes']:,} repeated"),
+        ("written", f"{found.counts['FlushedRows']:,} items; {found.counts['SkippedFlushes']:,} repeated"),
         ("rejected", ", ".join(f"{count:,} {reason}" for reason, count in found.rejected.items()) or "none"),
         ("quarantine", found.quarantine),
         ("table", f"{found.table}; {found.table_throttles:,} writes throttled"),

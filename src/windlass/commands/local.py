@@ -60,10 +60,10 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         try:
             cloud.start()
             stack.callback(cloud.close)
+            console = None if options.console is None else _console(cloud, options.console, stack)
             print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
-            if options.console is not None:
-                url = _console(cloud, options.console, stack)
-                print(f"The console: {url}", file=out, flush=True)
+            if console:
+                print(f"The console: {console}", file=out, flush=True)
         except (CloudProblem, ConsoleProblem) as problem:
             print(f"windlass local: {problem}", file=err)
             return 2
@@ -95,7 +95,8 @@ def assumptions(given: Sequence[str]) -> Assumptions:
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or name not in types:
-            msg = f"--assume {text}: write name=value; the names are {', '.join(types)}"
+            wrong = f"there is no {name!r}" if separator else "write name=value"
+            msg = f"--assume {text}: {wrong}; the names are {', '.join(types)}"
             raise BadOption(msg)
         try:
             named[name] = msgspec.convert(value, types[name], strict=False)

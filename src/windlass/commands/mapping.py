@@ -83,7 +83,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = None) -> int:
-    """Poll until told to end. Exit status: 0 ended, 1 calls failed, 2 could not begin."""
+    """Poll until told to end. Exit status: 0 ended, 1 calls or the last reads failed, 2 could not begin."""
     out, err = out or sys.stdout, err or sys.stderr
     try:
         with ExitStack() as closed, _ctrl_c() as told:
@@ -98,8 +98,12 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         print(f"windlass mapping run: {' '.join(str(problem).split())}", file=err)
         return 2
     counted = _counted(poller)
+    unread = [f"{shard.shard_id}: {shard.unread}" for shard in poller.status() if shard.unread]
+    if unread:
+        told_of = "; ".join(unread[:TROUBLES_MAX])
+        print(f"windlass mapping run: {len(unread)} shards could not be read at the end: {told_of}", file=err)
     print(json.dumps(counted), file=out)
-    return 1 if counted["errors"] else 0
+    return 1 if counted["errors"] or unread else 0
 
 
 def _poller(options: Options, err: TextIO, closed: ExitStack) -> Poller:
@@ -278,7 +282,10 @@ def _line(call: Invoke, outcome: Outcome) -> str:
 
 def _counted(poller: Poller) -> dict[str, int]:
     counters = [shard.counters for shard in poller.status()]
-    names = ("polled", "filtered_out", "invocations", "errors", "finals", "dropped", "on_failure_delivered")
+    names = (
+        *("polled", "filtered_out", "invocations", "errors", "finals", "dropped", "on_failure_delivered"),
+        "fetch_failures",
+    )
     return {name: sum(getattr(each, name) for each in counters) for name in names}
 
 

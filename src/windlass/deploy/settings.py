@@ -120,7 +120,8 @@ def read_settings(file: Path | None, chosen: Sequence[str] = ()) -> Settings:
     for text in chosen:
         name, separator, value = text.partition("=")
         if not separator or name not in Settings.__struct_fields__:
-            msg = f"--set {text}: write name=value; the names are {', '.join(Settings.__struct_fields__)}"
+            wrong = f"there is no {name!r}" if separator else "write name=value"
+            msg = f"--set {text}: {wrong}; the names are {', '.join(Settings.__struct_fields__)}"
             raise DeployProblem(msg)
         read = _value(value)
         values[name] = value if name in _TEXTS and not isinstance(read, str) else read  # python=3.12 is no number

@@ -493,6 +493,7 @@ class _ShardLoop(threading.Thread):
         self._finished = finished
         self._inbox: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._stop_requested = False
+        self._unread = ""
         self._step = threading.Lock()  # held while the machine thinks: nobody sees it in between
         factor = machine.settings.parallelization
         self._pool = ThreadPoolExecutor(factor) if factor > 1 else None
@@ -514,6 +515,7 @@ class _ShardLoop(threading.Thread):
                 machine.window,
                 _in_words(self.error) if self.error else machine.trouble,
                 self.done,
+                self._unread,
             )
 
     def run(self) -> None:
@@ -575,10 +577,13 @@ class _ShardLoop(threading.Thread):
 
     def _fetch(self, fetch: Fetch) -> Fetched | FetchFailed:
         try:
-            return self._seams.stream.fetch(fetch)
+            fetched = self._seams.stream.fetch(fetch)
         except Exception as error:  # noqa: BLE001  (the machine tries again, whatever it was)
             log.warning("reading %s failed: %s", fetch.shard_id, error)
+            self._unread = str(error)
             return FetchFailed(str(error))
+        self._unread = ""
+        return fetched
 
     def _call(self, call: Invoke) -> Outcome:
         outcome: Outcome
@@ -612,13 +617,14 @@ def _on_lane(outcome: Any, lane: int) -> Any:
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
-    """A shard at this moment, for display. `done`: closed and processed to its end."""
+    """A shard now, for display. `done`: closed and processed to its end. `unread`: why the last read failed."""
 
     shard_id: str
     counters: Counters
     window: Window | None
     trouble: str
     done: bool
+    unread: str = ""
 
 
 def _no_destination(failure: Any) -> Delivered | Undelivered:
