@@ -123,6 +123,7 @@ def _event(resource: str, status: str, reason: str) -> dict[str, Any]:
         "ResourceType": "AWS::It",
         "ResourceStatus": status,
         "ResourceStatusReason": reason,
+        "PhysicalResourceId": f"the-{resource.lower()}",
     }
 
 
@@ -347,6 +348,15 @@ def test_ctrl_c_during_a_creation_removes_the_stack_and_the_code():
     assert refused(aws, sleep=interrupted_at(1)) == "interrupted: stack taxi is removed again"
     assert aws.asked == ["create_change_set CREATE", "execute_change_set", "delete_stack"]
     assert aws.objects == set()
+
+
+def test_ctrl_c_during_a_creation_names_what_cloudformation_left():
+    events = [("Function", "DELETE_COMPLETE", ""), ("Table", "DELETE_SKIPPED", ""), ("Bucket", "DELETE_SKIPPED", "")]
+    aws = Aws(["", "CREATE_IN_PROGRESS", "DELETE_IN_PROGRESS", ""], events)
+    assert refused(aws, sleep=interrupted_at(1)) == (
+        "interrupted: stack taxi is removed again; CloudFormation left table the-table, bucket the-bucket: "
+        "remove that before the next try, or it is in the way"
+    )
 
 
 def test_ctrl_c_during_an_update_cancels_it_and_waits():

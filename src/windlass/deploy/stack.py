@@ -83,6 +83,7 @@ class Event(msgspec.Struct, frozen=True):
     type: str
     status: str
     reason: str
+    name: str = ""
 
     @property
     def failed(self) -> bool:
@@ -354,8 +355,10 @@ class Stack:
             watcher.step("interrupted: taking it back")
             status = self._interrupt(ready, action, watcher)
             begun = len(ready.seen) > known
-            return status, f"interrupted: stack {self.name} {self._found_as(status, action, begun=begun)}"
-        failed = f"stack {self.name} could not be {action.lower()}d, and {self._found_as(status, action)}: {why}"
+            found = self._found_as(status, action, begun=begun)
+            return status, f"interrupted: stack {self.name} {found}{self._kept(ready, action)}"
+        found = self._found_as(status, action)
+        failed = f"stack {self.name} could not be {action.lower()}d, and {found}: {why}{self._kept(ready, action)}"
         return status, failed
 
     def _interrupt(self, ready: "_Ready", action: str, watcher: Watcher) -> str:
@@ -378,6 +381,13 @@ class Stack:
         if status == "UPDATE_COMPLETE":
             return "finished before it could be cancelled"
         return f"is {status or 'gone'}{then}"
+
+    def _kept(self, ready: "_Ready", action: str) -> str:
+        """In words what a removed new stack has left: `RetainExceptOnCreate` may keep what was whole before Ctrl-C."""
+        events = self._events(ready.stack_id) if action == "CREATE" else []
+        kept = [event for event in events if event.status == "DELETE_SKIPPED"]
+        named = ", ".join(f"{event.resource.lower()} {event.name}" for event in kept)
+        return f"; CloudFormation left {named}: remove that before the next try, or it is in the way" if kept else ""
 
     def _wait(self, stack_id: str, seen: set[str], watcher: Watcher) -> tuple[str, list[Event]]:
         """Until it rests: its status (empty: gone) and what failed on the way, first things first."""
@@ -410,6 +420,7 @@ class Stack:
                 event["ResourceType"],
                 event["ResourceStatus"],
                 event.get("ResourceStatusReason") or "",
+                event.get("PhysicalResourceId") or "",
             )
             for event in reversed(told)
         ]
