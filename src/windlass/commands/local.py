@@ -60,10 +60,10 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         try:
             cloud.start()
             stack.callback(cloud.close)
-            console = None if options.console is None else _console(cloud, options.console, stack)
             print(_greeting(cloud.endpoint_url, options.data), file=out, flush=True)
-            if console:
-                print(f"The console: {console}", file=out, flush=True)
+            if options.console is not None:  # after the greeting: what it needs takes a third of a second to import
+                url = _console(cloud, options.console, stack)
+                print(f"The console: {url}", file=out, flush=True)
         except (CloudProblem, ConsoleProblem) as problem:
             print(f"windlass local: {problem}", file=err)
             return 2
