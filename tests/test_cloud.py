@@ -21,6 +21,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from moto.iam.models import iam_backends
 
 from windlass.local.cloud import ACCOUNT, Cloud, CloudProblem
 from windlass.local.mapping_settings import Assumptions
@@ -570,6 +571,21 @@ def handler(event, context):
     assert cloud.settle(timeout_s=30)
     said = [line for line in lines_of(cloud, "large") if line.startswith("early")]
     assert said == ["early False final False 1", "early True final False 0", "early False final True 0"]
+
+
+def test_the_policies_of_aws_are_there_when_they_are_asked_for_and_not_before(cloud: Cloud) -> None:
+    cloud.client("sts").get_caller_identity()
+    held = iam_backends[ACCOUNT]["aws-us-gov"]
+    assert "managed_policies" not in vars(held)
+    assert "arn:aws-us-gov:iam::aws:policy/AdministratorAccess" in held.managed_policies
+    with pytest.raises(AttributeError):
+        held.nothing  # noqa: B018
+
+    iam = cloud.client("iam")
+    policy_arn = "arn:aws:iam::aws:policy/service-role/AWSLambdaKinesisExecutionRole"
+    iam.attach_role_policy(RoleName="runs", PolicyArn=policy_arn)
+    attached = iam.list_attached_role_policies(RoleName="runs")["AttachedPolicies"]
+    assert [each["PolicyArn"] for each in attached] == [policy_arn]
 
 
 def test_moto_calls_no_function_by_itself_and_never_asks_docker(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from windlass.apps import load_app
@@ -56,7 +57,7 @@ def test_one_spoiled_item_makes_it_different_and_says_which():
             ExpressionAttributeValues={":one": {"N": "1"}},
         )
 
-    status, verdict, told = run(SHORT, before_verify=spoil)
+    status, verdict, told = run(msgspec.structs.replace(SHORT, for_s=0.1), before_verify=spoil)
 
     assert status == 1
     assert verdict["exact"] is False
@@ -67,7 +68,7 @@ def test_one_spoiled_item_makes_it_different_and_says_which():
 @pytest.mark.skipif(not REAL_TRIPS.exists(), reason="the file of real trips is not on this machine")
 def test_the_totals_of_real_trips_come_out():
     status, verdict, _ = run(
-        Options(every_s=2, for_s=None, rate=0, unclean=0.0, csv=REAL_TRIPS, dialect="flink", aggregate=True)
+        Options(every_s=1, for_s=None, rate=0, unclean=0.0, csv=REAL_TRIPS, dialect="flink", aggregate=True)
     )
 
     assert status == 0

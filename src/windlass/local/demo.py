@@ -108,7 +108,8 @@ class Demo:
         self.pipeline = pipeline
         self._options = options
         self.endpoint_url = endpoint_url
-        self.clients = {name: _client(name, endpoint_url) for name in ("kinesis", "dynamodb", "s3")}
+        session = boto3.session.Session(region_name=REGION)  # one: most of what a client costs is its session
+        self.clients = {name: session.client(name, endpoint_url=endpoint_url) for name in ("kinesis", "dynamodb", "s3")}
         self.watch = Watch()
         self._produced = Produced()
         self.poller: Poller | None = None
@@ -273,7 +274,3 @@ def _watched(demo: Demo, stop: threading.Event, watch: Callable[[Demo, threading
     worker.join()
     if trouble:
         raise trouble[0]
-
-
-def _client(name: str, endpoint_url: str) -> Any:
-    return boto3.session.Session().client(name, endpoint_url=endpoint_url, region_name=REGION)

@@ -7,6 +7,8 @@ keeps mappings, and calls a function per put record     `Mappings` keeps them, w
                                                         its own route, so this is for CloudFormation stacks
 a stack's update of inline code breaks it               it becomes a zip, as at its creation
 knows no LoggingConfig                                  keeps it, and the name of its log group
+reads AWS' 1,400 policies with an account's first       reads them when a policy is asked for
+request, for each partition: a second or more
 a closed shard's records move to its children           `windlass.local.streams`
 sums round to 28 digits, and fail on 1E-18              they are exact to 38, as DynamoDB's
 """
@@ -23,6 +25,7 @@ from moto.core.config import default_user_config
 from moto.core.exceptions import JsonRESTError
 from moto.dynamodb.exceptions import IncorrectDataType
 from moto.dynamodb.models.dynamo_type import DynamoType
+from moto.iam.models import IAMBackend
 
 from windlass.local.hosts import Hosts
 from windlass.local.mapping_settings import InvalidRequest
@@ -94,11 +97,32 @@ def our_own(hosts: Hosts, mappings: Mappings) -> Iterator[None]:
 
 @contextmanager
 def _with_managed_policies() -> Iterator[None]:
+    begin, read, by_arn = IAMBackend.__init__, IAMBackend._init_aws_policies, IAMBackend._init_managed_policies
+
+    def begin_without(self: Any, *rest: Any, **named: Any) -> None:
+        begin(self, *rest, **named)
+        del self.aws_managed_policies, self.managed_policies
+
+    def read_when_asked(self: Any, name: str) -> Any:
+        """Called for what a backend has not: these two, once."""
+        makers = {"aws_managed_policies": read, "managed_policies": by_arn}
+        if name not in makers:
+            raise AttributeError(name)
+        made = makers[name](self)
+        setattr(self, name, made)
+        return made
+
     had = default_user_config.get("iam")
     default_user_config["iam"] = {"load_aws_managed_policies": True}
+    IAMBackend.__getattr__ = read_when_asked
     try:
-        yield
+        with (
+            replaced(IAMBackend, "__init__", begin_without),
+            replaced(IAMBackend, "_init_aws_policies", lambda _: []),
+        ):
+            yield
     finally:
+        del IAMBackend.__getattr__
         default_user_config["iam"] = had or {"load_aws_managed_policies": False}
 
 
