@@ -203,7 +203,18 @@ def _spread(
     if executor is None or len(parts) < 2:
         answers = [work(part) for part in parts]
     else:
-        futures = [executor.submit(work, part) for part in parts]
+        failures: list[BaseException] = []
+
+        def work_until_one_fails(part: Sequence[Unit]) -> Sequence[Outcome | Throttled]:
+            if failures:  # seen here and not only by the caller, who may wake when all are through
+                return ()
+            try:
+                return work(part)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        futures = [executor.submit(work_until_one_fails, part) for part in parts]
         _, pending = wait(futures, return_when=FIRST_EXCEPTION)
         for future in pending:
             future.cancel()
