@@ -42,15 +42,7 @@ FORMS = ("memory", "moto", "dynalite", "dynamodb-local", *(["aws"] if REMOTE els
 _NO_ACCOUNT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 _COMMANDS = {
     "dynalite": ("node", "dynalite.js"),
-    "dynamodb-local": (
-        "java",
-        "-XX:TieredStopAtLevel=1",
-        "-Xmx256m",
-        "-Djava.library.path=lib",
-        "-cp",
-        "lib/*:.",
-        "Loopback",
-    ),
+    "dynamodb-local": ("java", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-cp", "lib/*:.", "Loopback"),
     "kinesalite": ("node", "kinesalite.js"),
     "kinesis-mock": ("node", "kinesis-mock.js"),
 }
