@@ -20,7 +20,7 @@ Rules of this file, by what came back of the first round:
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, wait
+from concurrent.futures import Executor
 from typing import TypeVar
 
 import msgspec
@@ -206,7 +206,7 @@ def _spread(
         failures: list[BaseException] = []
 
         def work_until_one_fails(part: Sequence[Unit]) -> Sequence[Outcome | Throttled]:
-            if failures:  # seen here and not only by the caller, who may wake when all are through
+            if failures:  # seen here, as a caller who were to cancel the rest may wake when all are through
                 return ()
             try:
                 return work(part)
@@ -215,10 +215,7 @@ def _spread(
                 raise
 
         futures = [executor.submit(work_until_one_fails, part) for part in parts]
-        _, pending = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in pending:
-            future.cancel()
-        failed = [future for future in futures if not future.cancelled() and future.exception()]  # waits for each
+        failed = [future for future in futures if future.exception()]  # waits for each
         answers = [future.result() for future in failed or futures]
     by_index = {
         index: answer
