@@ -184,6 +184,8 @@ _CHOICES: Mapping[str, Sequence[Any]] = {
     "starting_position": START_KINDS,
     "log_days": _LOG_DAYS,
 }
+AWS_STREAM_KEY = "alias/aws/kinesis"
+"""The key that encrypts a stream where none of one's own is named."""
 _KEY_ARN = r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[a-zA-Z0-9-]+"
 _NAMES: Mapping[str, str] = {
     "stream": r"[a-zA-Z0-9_.-]{1,128}",  # "CreateStream", Amazon Kinesis API Reference

@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from windlass.deploy.package import Package
 from windlass.deploy.problem import NO_CREDENTIALS, DeployProblem
-from windlass.deploy.settings import Settings
+from windlass.deploy.settings import AWS_STREAM_KEY, Settings
 from windlass.table import DynamoTable, TableKeys, TableProblem
 
 Clients = Callable[[str], Any]
@@ -569,9 +569,6 @@ def check_names(clients: Clients, settings: Settings, keys: TableKeys, present: 
             look(name)
 
 
-_AWS_KEY = "alias/aws/kinesis"
-
-
 class _Names:
     """One look-up per kind of name."""
 
@@ -590,15 +587,15 @@ class _Names:
             if status not in ("ACTIVE", "UPDATING"):
                 msg = f"stream {name} is {status}: wait until it is ACTIVE"
                 raise DeployProblem(msg)
-            self._decrypted(name, found["StreamDescriptionSummary"].get("KeyId", _AWS_KEY))
+            self._check_key(name, found["StreamDescriptionSummary"].get("KeyId", AWS_STREAM_KEY))
         elif found:
             arn = found["StreamDescriptionSummary"]["StreamARN"]
             raise DeployProblem(_taken("stream", name, f'read it with stream = "{arn}"'))
 
-    def _decrypted(self, name: str, key: str) -> None:
+    def _check_key(self, name: str, key: str) -> None:
         """A key of the account's own must be one that the role may use: Lambda reads the stream as the function."""
         key_arn = None
-        if key != _AWS_KEY:
+        if key != AWS_STREAM_KEY:
             try:
                 described = self._clients("kms").describe_key(KeyId=key)["KeyMetadata"]
             except ClientError as error:

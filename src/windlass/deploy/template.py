@@ -23,7 +23,7 @@ from windlass.core.rejected import Reason
 from windlass.deploy import yaml
 from windlass.deploy.package import WRAPPER
 from windlass.deploy.problem import DeployProblem
-from windlass.deploy.settings import Settings, Shape
+from windlass.deploy.settings import AWS_STREAM_KEY, Settings, Shape
 from windlass.deploy.source import handler_name
 from windlass.pipelines import Windows
 from windlass.settings import Env
@@ -149,7 +149,7 @@ class _Stack:
         properties |= {
             "StreamModeDetails": mode,
             "RetentionPeriodHours": settings.retention_hours,
-            "StreamEncryption": {"EncryptionType": "KMS", "KeyId": settings.stream_key or "alias/aws/kinesis"},
+            "StreamEncryption": {"EncryptionType": "KMS", "KeyId": settings.stream_key or AWS_STREAM_KEY},
         }
         return {"Type": "AWS::Kinesis::Stream", "Properties": properties}
 
