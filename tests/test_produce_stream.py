@@ -114,6 +114,12 @@ def test_a_local_endpoint_needs_no_credentials(endpoint, kinesis, no_credentials
     assert put("open", endpoint, [UserRecord("k", b"1")]).records == 1
 
 
+def test_nor_does_one_that_the_environment_names(endpoint, kinesis, no_credentials, monkeypatch):
+    kinesis.create_stream(StreamName="named", ShardCount=1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert put("named", None, [UserRecord("k", b"1")]).records == 1
+
+
 def test_without_credentials_aws_is_not_asked(no_credentials):
     with pytest.raises(StreamError, match="no AWS credentials found; run `aws configure`"):
         open_stream("taxi").shards()

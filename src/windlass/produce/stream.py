@@ -10,6 +10,7 @@ A call whose answer was lost may have stored its entries: they are put again, as
 has them twice, as two records. botocore's own retries are off for puts, so that every attempt is counted.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -129,7 +130,7 @@ def open_stream(name: str, *, endpoint_url: str | None = None, region: str | Non
     """The stream of that name at AWS or at `endpoint_url`; nothing is called yet.
 
     The region is the one given, else the one of the AWS configuration, else us-east-1. A local endpoint (127.0.0.1,
-    localhost) gets made-up credentials when none are configured.
+    localhost), given or in AWS_ENDPOINT_URL, gets made-up credentials when none are configured.
     StreamError where the URL, the region or the profile is none.
     """
     try:
@@ -145,7 +146,8 @@ def open_stream(name: str, *, endpoint_url: str | None = None, region: str | Non
 
 def _session(endpoint_url: str | None, region: str | None) -> boto3.Session:
     session = botocore.session.Session()
-    if endpoint_url is not None and urlsplit(endpoint_url).hostname in LOCAL_HOSTS:
+    place = endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+    if place and urlsplit(place).hostname in LOCAL_HOSTS:
         # The instance's role is asked for over the network, which takes seconds where there is none.
         session.get_component("credential_provider").remove("iam-role")
         if session.get_credentials() is None:
